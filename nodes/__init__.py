@@ -1,0 +1,16 @@
+"""The host side: thin nodes over `vidcore`, one file per stage. The only folder that imports ComfyUI."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import folders
+from .latent import EmptyVideoLatent
+from .load import LoadVideoModel
+from .sample import SampleVideo
+
+
+class VidCore(ComfyExtension):
+    async def on_load(self) -> None:
+        folders.register()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [LoadVideoModel, EmptyVideoLatent, SampleVideo]

@@ -1,0 +1,61 @@
+"""LoadVideoModel: a checkpoint of ours becomes a host MODEL, CLIP and VAE."""
+
+import comfy.sd
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..vidcore import weights
+from ..vidcore.systems.vdm.checkpoint import from_info
+from .folders import FOLDER
+from .host_text import load_clip
+from .host_vdm import load_model
+
+
+class LoadVideoModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LoadVideoModel",
+            display_name="Load Video Model",
+            category="video/loaders",
+            description="Loads a VidCore video model: the diffusion model, its text encoder and its VAE.",
+            search_aliases=["video diffusion", "vdm", "load checkpoint video", "vidcore"],
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=folder_paths.get_filename_list(FOLDER),
+                    tooltip="A .safetensors file from models/video_diffusion, or one that ships with VidCore.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The video diffusion model, for SampleVideo, KSampler or SamplerCustomAdvanced."),
+                io.Clip.Output(tooltip="The model's own text encoder, for CLIP Text Encode."),
+                io.Vae.Output(tooltip="Turns the model's clips into images and back, for VAE Decode and VAE Encode."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model_name) -> bool | str:
+        path = folder_paths.get_full_path(FOLDER, model_name)
+        if path is None:
+            known = ", ".join(folder_paths.get_filename_list(FOLDER)) or "none"
+            return f"no video model {model_name!r}; found in models/{FOLDER} and in VidCore: {known}"
+        try:
+            from_info(weights.read_info(path))
+        except weights.WeightsError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, model_name) -> io.NodeOutput:
+        path = folder_paths.get_full_path_or_raise(FOLDER, model_name)
+        tensors, info = weights.load(path)
+        return io.NodeOutput(load_model(path, tensors, info), load_clip(tensors, info), pixel_vae())
+
+
+def pixel_vae() -> comfy.sd.VAE:
+    """The host's pixel-space VAE, told that its latents have a time axis: it would decode only the first frame."""
+    vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
+    vae.latent_dim = 3
+    return vae

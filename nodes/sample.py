@@ -1,0 +1,109 @@
+"""SampleVideo: noise to clip, with this pack's samplers beside the host's."""
+
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from comfy_api.latest import io
+
+from .samplers import PAPER_SCHEDULE, SAMPLERS, SCHEDULES, make_sampler, make_sigmas
+
+
+class SampleVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SampleVideo",
+            display_name="Sample Video",
+            category="video/sampling",
+            description="Denoises a clip. Works with any diffusion model in ComfyUI; knows the samplers of the video papers.",
+            search_aliases=["ksampler video", "video sampler", "vdm", "ancestral", "ddim", "denoise video"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that denoises."),
+                io.Conditioning.Input("positive", tooltip="What to show, from CLIP Text Encode."),
+                io.Conditioning.Input(
+                    "negative", tooltip="What to steer away from. An empty prompt is the unconditional case of the papers."
+                ),
+                io.Latent.Input("latent_image", tooltip="The clip to start from, for example Empty Video Latent."),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+                    tooltip="The only source of randomness: the same seed gives the same clip.",
+                ),
+                io.Int.Input(
+                    "steps", default=50, min=1, max=10000, tooltip="Denoising steps; more are slower and finer."
+                ),
+                io.Float.Input(
+                    "guidance_scale", default=3.0, min=0.0, max=100.0, step=0.1, round=0.01,
+                    tooltip="Classifier-free guidance; 1 is off, higher follows the prompt more and varies less. "
+                    "This is 1 + w of the papers.",
+                ),
+                io.Combo.Input(
+                    "sampler", options=SAMPLERS, default=SAMPLERS[0],
+                    tooltip="ddim: deterministic. vdm_ancestral: the sampler of Video Diffusion Models. The rest are ComfyUI's.",
+                ),
+                io.Combo.Input(
+                    "schedule", options=SCHEDULES, default=PAPER_SCHEDULE,
+                    tooltip="How the steps are spread. uniform_time: evenly over the model's own time, as in the papers.",
+                ),
+                io.Float.Input(
+                    "gamma", default=0.3, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
+                    tooltip="For vdm_ancestral only: how much noise each step adds, from the least (0) to the most (1) "
+                    "that the theory allows. The paper uses 0.3 for text.",
+                ),
+                io.Float.Input(
+                    "denoise", default=1.0, min=0.01, max=1.0, step=0.01, optional=True,
+                    tooltip="1 starts from pure noise; less keeps more of the given clip.",
+                ),
+            ],
+            outputs=[io.Latent.Output(tooltip="The denoised clip, for VAE Decode.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model, positive, negative, latent_image, seed, steps, guidance_scale, sampler, schedule, gamma=0.3, denoise=1.0
+    ) -> io.NodeOutput:
+        latent = dict(latent_image)
+        samples = comfy.sample.fix_empty_latent_channels(
+            model,
+            latent["samples"],
+            latent.pop("downscale_ratio_spacial", None),
+            latent.pop("downscale_ratio_temporal", None),
+        )
+        check_latent(model, samples)
+        sigmas = make_sigmas(model.get_model_object("model_sampling"), schedule, sampler, steps, denoise)
+        noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+        latent["samples"] = comfy.sample.sample_custom(
+            model,
+            noise,
+            guidance_scale,
+            make_sampler(sampler, gamma),
+            sigmas,
+            positive,
+            negative,
+            samples,
+            noise_mask=latent.get("noise_mask"),
+            callback=latent_preview.prepare_callback(model, sigmas.shape[-1] - 1),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=seed,
+        )
+        return io.NodeOutput(latent)
+
+
+def check_latent(model, samples: torch.Tensor) -> None:
+    """Refuse a latent that the model cannot take, before any work.
+
+    Raises:
+        ValueError: saying what the model takes and what came.
+    """
+    form = model.get_model_object("latent_format")
+    dimensions, channels = form.latent_dimensions + 2, form.latent_channels
+    if samples.ndim != dimensions or samples.shape[1] != channels:
+        axes = {4: "height x width", 5: "frames x height x width"}.get(dimensions, f"{dimensions - 2} axes")
+        raise ValueError(
+            f"this model takes latents of batch x {channels} x {axes}; this one is {' x '.join(map(str, samples.shape))}. "
+            "Please use the Empty Latent node that belongs to the model (Empty Video Latent for models from Load Video "
+            "Model), or encode with the model's own VAE."
+        )
+    if not torch.isfinite(samples).all():
+        raise ValueError("the latent holds NaN or infinite numbers; please check the node that made it.")

@@ -1,0 +1,1 @@
+"""Codecs: ``encode(clip) -> latent`` and ``decode(latent) -> clip``, both B C T H W."""

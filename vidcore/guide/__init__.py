@@ -1,0 +1,1 @@
+"""Guidance: what bends a denoiser towards a condition."""

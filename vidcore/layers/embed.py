@@ -1,0 +1,37 @@
+"""Embeddings of noise level and text."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def log_snr_features(log_snr: Tensor, width: int) -> Tensor:
+    """Sinusoidal features of a log-SNR of any shape; adds a last axis of even size ``width``.
+
+    The log-SNR is first squashed to [0, 1] by atan(exp(-lambda / 2)) * 2 / pi, the time at which an unclipped cosine
+    schedule reaches it, so both ends of the range stay distinguishable.
+    """
+    time = torch.atan(torch.exp(-log_snr.float() / 2)) * (2 / math.pi)
+    rates = torch.exp(torch.linspace(0, math.log(1e4), width // 2, device=log_snr.device))
+    angles = time[..., None] * 1000 / rates
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class AttentionPooling(nn.Module):
+    """Token embeddings N L D -> one vector N E: each head averages its values under a learned query (VDM section 5.3.1).
+
+    The score layer is the learned query folded into the key projection. Nothing has a bias, so all-zero tokens give the
+    zero vector: zero tokens are the paper's unconditional embedding.
+    """
+
+    def __init__(self, width: int, out: int, heads: int = 4, operations=nn, **factory):
+        super().__init__()
+        self.heads = heads
+        self.score = operations.Linear(width, heads, bias=False, **factory)
+        self.value = operations.Linear(width, out, bias=False, **factory)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        weights = self.score(tokens).softmax(dim=1)  # N L heads
+        values = self.value(tokens).unflatten(-1, (self.heads, -1))  # N L heads E/heads
+        return torch.einsum("nlh,nlhe->nhe", weights, values).flatten(1)

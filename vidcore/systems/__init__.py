@@ -1,0 +1,1 @@
+"""The published systems, one folder each: config, net, loss, and a README from equation to function."""

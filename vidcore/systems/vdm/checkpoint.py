@@ -1,0 +1,50 @@
+"""A text-conditioned video diffusion model as one safetensors file: the network and its text encoder."""
+
+import dataclasses
+import os
+
+from torch import Tensor, nn
+
+from ... import weights
+from ...text import TextConfig, TextEncoder
+from .config import VDMConfig
+from .net import UNet3D
+
+SYSTEM = "vdm"
+
+
+def to_info(model: VDMConfig, text: TextConfig, **about) -> dict:
+    """The JSON-able description that goes into the file; ``about`` adds where the weights come from."""
+    return {"system": SYSTEM, "model": dataclasses.asdict(model), "text": dataclasses.asdict(text), **about}
+
+
+def from_info(info: dict) -> tuple[VDMConfig, TextConfig]:
+    """The sizes in a file's description.
+
+    Raises:
+        weights.WeightsError: if the description is of another system, or names what this version does not know.
+    """
+    if info.get("system") != SYSTEM:
+        raise weights.WeightsError(f"expected a model of the system '{SYSTEM}', this file holds '{info.get('system')}'.")
+    try:
+        model = {k: tuple(v) if isinstance(v, list) else v for k, v in info["model"].items()}
+        text = {k: tuple(v) if isinstance(v, list) else v for k, v in info["text"].items()}
+        return VDMConfig(**model), TextConfig(**text)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise weights.WeightsError(f"the model's description does not fit this version of VidCore: {error}.") from None
+
+
+def to_tensors(net: nn.Module, text: nn.Module) -> dict[str, Tensor]:
+    """All tensors of the two parts, under ``net.`` and ``text.``."""
+    parts = {"net.": net, "text.": text}
+    return {prefix + name: tensor for prefix, module in parts.items() for name, tensor in module.state_dict().items()}
+
+
+def load_vdm(path: str | os.PathLike) -> tuple[UNet3D, TextEncoder]:
+    """Network and text encoder from a file, in evaluation mode on the CPU. Raises `weights.WeightsError`."""
+    tensors, info = weights.load(path)
+    model, text = from_info(info)
+    net, encoder = UNet3D(model), TextEncoder(text)
+    weights.load_into(net, weights.part(tensors, "net."), "network")
+    weights.load_into(encoder, weights.part(tensors, "text."), "text encoder")
+    return net.eval(), encoder.eval()

@@ -1,0 +1,1 @@
+"""Training: one flat loop. Run it with ``python -m vidcore.train CONFIG``."""

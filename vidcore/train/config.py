@@ -1,0 +1,143 @@
+"""The training recipe: a small TOML file, checked whole before anything starts."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..systems.vdm import VDMConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class ConfigError(ValueError):
+    """A recipe is wrong; the message names the entry."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training steps on one kind of batch.
+
+    Args:
+        steps: optimiser steps.
+        batch: clips per step.
+        frames: frames per clip; 1 trains on pictures alone.
+        size: height and width in pixels.
+        images: independent images appended to each clip (VDM section 3).
+        two: probability of two things in a scene.
+        lr: learning rate at the start of the phase.
+        lr_end: at its end, reached linearly; 0 means the same as ``lr``.
+    """
+
+    steps: int
+    batch: int
+    frames: int
+    size: int
+    images: int = 0
+    two: float = 0.0
+    lr: float = 1e-3
+    lr_end: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run.
+
+    Args:
+        output: the model file to write; the resumable state goes beside it, under a ``.state`` ending.
+        start_from: a model file whose weights to start from; empty for fresh ones.
+        seed: the only source of randomness.
+        ema: decay of the averaged weights that are exported.
+        warmup: steps over which the learning rate rises from zero.
+        weight_decay, beta2, clip: of AdamW, and the gradient norm it is clipped to.
+        save_every: steps between saves.
+        text_width, text_layers, text_length: of the text encoder trained along.
+        model: the network's sizes.
+        phases: what to train on, in order.
+    """
+
+    output: str
+    phases: tuple[Phase, ...]
+    model: VDMConfig
+    start_from: str = ""
+    seed: int = 0
+    ema: float = 0.999
+    warmup: int = 200
+    weight_decay: float = 0.0
+    beta2: float = 0.99
+    clip: float = 1.0
+    save_every: int = 200
+    text_width: int = 128
+    text_layers: int = 2
+    text_length: int = 24
+    channels_last: bool = field(default=True)
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    def at(self, step: int) -> tuple[Phase, float]:
+        """The phase of ``step`` (counted from 0) and its learning rate, warm-up included."""
+        first = 0
+        for phase in self.phases:
+            if step < first + phase.steps:
+                progress = (step - first) / phase.steps
+                lr = phase.lr + ((phase.lr_end or phase.lr) - phase.lr) * progress
+                return phase, lr * min(1.0, (step + 1) / max(1, self.warmup))
+            first += phase.steps
+        raise IndexError(f"step {step} lies past the end of the recipe ({self.steps} steps)")
+
+
+def _build(cls: type, table: Any, where: str):
+    """A dataclass from a TOML table; names and types are checked."""
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where} must be a table")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in table:
+        if name not in fields:
+            raise ConfigError(f"{where} has no entry {name!r}; it knows {', '.join(fields)}")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+    for name, value in values.items():
+        kind = fields[name].type if isinstance(fields[name].type, type) else type(fields[name].default)
+        if kind is float and type(value) is int:
+            values[name] = float(value)
+        elif kind in (int, float, str, bool) and type(value) is not kind:
+            raise ConfigError(f"{where}.{name} must be of type {kind.__name__}, got {value!r}")
+        if kind in (int, float) and name != "log_snr_min" and value < 0:
+            raise ConfigError(f"{where}.{name} must not be negative, got {value}")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def read_config(path: str | Path) -> TrainConfig:
+    """Read and check a recipe.
+
+    Raises:
+        ConfigError: if the file is missing, not TOML, or an entry is unknown, of the wrong type or out of range.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no recipe at {path}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path.name} is not valid TOML: {error}") from None
+    phases = table.pop("phase", [])
+    if not phases:
+        raise ConfigError("the recipe has no [[phase]]: nothing to train on")
+    model = _build(VDMConfig, table.pop("model", {}), "model")
+    phases = tuple(_build(Phase, p, f"phase {i + 1}") for i, p in enumerate(phases))
+    for i, phase in enumerate(phases):
+        if phase.size % model.stride or phase.size == 0:
+            raise ConfigError(f"phase {i + 1}.size must be a multiple of {model.stride}, got {phase.size}")
+        if min(phase.steps, phase.batch, phase.frames) < 1:
+            raise ConfigError(f"phase {i + 1}: steps, batch and frames must be at least 1")
+        if phase.frames > model.longest:
+            raise ConfigError(f"phase {i + 1}.frames must be at most model.max_frames = {model.longest}, got {phase.frames}")
+    return _build(TrainConfig, {**table, "model": model, "phases": phases}, "recipe")

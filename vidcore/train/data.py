@@ -1,0 +1,43 @@
+"""Batches of the procedural shapes; step n's batch is a function of (seed, rank, n) alone."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.shapes import caption, random_scene, render
+from ..text import Vocabulary
+from .config import Phase
+
+
+@dataclass
+class Batch:
+    """clips: B C (frames + images) H W in [-1, 1]; tokens: B L; image_tokens: B images L, or None."""
+
+    clips: Tensor
+    tokens: Tensor
+    image_tokens: Tensor | None
+
+
+def shapes_batch(phase: Phase, vocabulary: Vocabulary, seed: int, step: int, rank: int = 0) -> Batch:
+    """Clips with captions, and for joint training ``phase.images`` random frames of other scenes after each."""
+    rng = np.random.default_rng((seed, rank, step))
+
+    def example(frames: int, times=None):
+        scene = random_scene(rng, phase.two)
+        return render(scene, frames, phase.size, times), vocabulary.encode(caption(scene, rng))
+
+    clips, tokens, image_tokens = [], [], []
+    for _ in range(phase.batch):
+        # A picture shows a motion's caption at a random moment, a clip the whole motion.
+        pixels, words = example(phase.frames, rng.random(1) if phase.frames == 1 else None)
+        pictures = [example(1, rng.random(1)) for _ in range(phase.images)]
+        clips.append(np.concatenate([pixels, *(p for p, _ in pictures)]))
+        tokens.append(words)
+        image_tokens.append([w for _, w in pictures])
+    return Batch(
+        torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).contiguous() * 2 - 1,
+        torch.tensor(tokens),
+        torch.tensor(image_tokens) if phase.images else None,
+    )

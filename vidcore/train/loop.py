@@ -1,0 +1,105 @@
+"""The training loop, flat from recipe to exported model."""
+
+import json
+import math
+import time
+import zlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .. import weights
+from ..data.shapes import VOCABULARY
+from ..systems.vdm import UNet3D, vdm_loss
+from ..systems.vdm.checkpoint import load_vdm, to_info, to_tensors
+from ..text import TextConfig, TextEncoder, Vocabulary
+from .config import TrainConfig
+from .data import shapes_batch
+from .state import EMA, load_state, save_state
+
+
+def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
+    """All randomness of one step on the model's side, a function of (seed, rank, step) so that resuming needs no thought."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{rank}/{step}".encode()))
+
+
+def train(config: TrainConfig, root: Path, stop_after: int | None = None, report=print) -> float:
+    """Run a recipe, resuming where an earlier run of it stopped.
+
+    Args:
+        config: the recipe.
+        root: folder that ``config.output`` and ``config.start_from`` are relative to.
+        stop_after: stop (and save) once this many steps are done in total; the whole recipe by default.
+        report: called with one line of text now and then.
+
+    Returns:
+        The last step's loss.
+
+    Raises:
+        FloatingPointError: if the loss is not finite; nothing after the last good save is kept.
+        weights.WeightsError: if a file to resume or start from does not fit the recipe.
+    """
+    output = root / config.output
+    output.parent.mkdir(parents=True, exist_ok=True)
+    state_path = output.with_suffix(".state")
+    curve_path = output.with_suffix(".curve.jsonl")
+    words = TextConfig(VOCABULARY, config.text_length, config.text_width, config.text_layers)
+    vocabulary = Vocabulary(words.words, words.length)
+
+    torch.manual_seed(config.seed)
+    module = nn.ModuleDict({"net": UNet3D(config.model).init_weights(), "text": TextEncoder(words)}).train()
+    if config.start_from:
+        net, text = load_vdm(root / config.start_from)
+        weights.load_into(module["net"], net.state_dict(), "network")
+        weights.load_into(module["text"], text.state_dict(), "text encoder")
+    if config.channels_last:
+        module.to(memory_format=torch.channels_last)
+    ema = EMA(module, config.ema)
+    optimiser = torch.optim.AdamW(
+        module.parameters(), lr=1.0, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
+    )
+    done = load_state(state_path, module, ema, optimiser)["step"] if state_path.exists() else 0
+    if done:
+        report(f"resuming after step {done}")
+
+    def save(step: int) -> None:
+        save_state(state_path, module, ema, optimiser, {"system": "training", "step": step})
+        average = {key.removeprefix("module."): value for key, value in ema.average.items()}
+        weights.save(output, average, to_info(config.model, words, seed=config.seed, steps=step))
+
+    last, started, first, running = min(stop_after or config.steps, config.steps), time.monotonic(), done, None
+    loss_value = math.nan
+    for step in range(done, last):
+        phase, lr = config.at(step)
+        batch = shapes_batch(phase, vocabulary, config.seed, step)
+        torch.manual_seed(zlib.crc32(f"dropout/{config.seed}/{step}".encode()))
+        context = module["text"](batch.tokens)
+        image_context = None
+        if batch.image_tokens is not None:
+            image_context = module["text"](batch.image_tokens.flatten(0, 1)).unflatten(0, batch.image_tokens.shape[:2])
+        generator = step_generator(config.seed, step)
+        loss = vdm_loss(module["net"], batch.clips, generator, context, phase.images, image_context)
+        loss_value = float(loss.detach())
+        if not math.isfinite(loss_value):
+            raise FloatingPointError(f"the loss is {loss_value} at step {step}; try a lower learning rate (now {lr:.2g})")
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+        for group in optimiser.param_groups:
+            group["lr"] = lr
+        optimiser.step()
+        ema.update(module, step)
+
+        running = loss_value if running is None else 0.98 * running + 0.02 * loss_value
+        if (step + 1) % 50 == 0 or step + 1 == last:
+            pace = (time.monotonic() - started) / (step + 1 - first)
+            report(f"step {step + 1}/{config.steps}  loss {running:.4f}  lr {lr:.2g}  {pace:.2f} s/step")
+            with open(curve_path, "a", encoding="utf-8") as curve:
+                curve.write(json.dumps({"step": step + 1, "loss": round(running, 5), "lr": lr}) + "\n")
+        if (step + 1) % config.save_every == 0 or step + 1 == last:
+            save(step + 1)
+    return loss_value
+
+
+__all__ = ["step_generator", "train"]

@@ -1,0 +1,46 @@
+"""The whole state of a run as one safetensors file, so that a resumed run continues to the same bits."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .. import weights
+
+
+class EMA:
+    """Exponential moving average of a module's parameters, with the usual ramp so that early steps are forgotten."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.average = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Move towards ``module`` after optimiser step ``step`` (counted from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in module.state_dict().items():
+            self.average[name].lerp_(value, 1 - decay)
+
+
+def save_state(path: Path, module: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer, info: dict) -> None:
+    """Parameters, their average and the optimiser's moments; ``info`` needs ``step``, the number of steps done."""
+    tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in ema.average.items()}
+    for index, moments in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{k}": torch.as_tensor(v) for k, v in moments.items()}
+    weights.save(path, {k: v.clone() for k, v in tensors.items()}, info)
+
+
+def load_state(path: str | os.PathLike, module: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer) -> dict:
+    """Restore what `save_state` wrote; returns its ``info``. Raises `weights.WeightsError` if the file does not fit."""
+    tensors, info = weights.load(path)
+    weights.load_into(module, weights.part(tensors, "module."), "training")
+    ema.average = weights.part(tensors, "ema.")
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in weights.part(tensors, "optimiser.").items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    return info

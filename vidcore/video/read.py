@@ -1,0 +1,90 @@
+"""Decode chosen frames of a video file."""
+
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Iterable
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class VideoError(ValueError):
+    """A file is not a video that can be read; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file holds: ``frames`` decodable frames of ``height`` x ``width`` at ``rate`` frames per second."""
+
+    frames: int
+    height: int
+    width: int
+    rate: Fraction
+
+
+def _decode(path: str | os.PathLike):
+    """Yield (index, frame) of the first video stream, in presentation order."""
+    name = Path(path).name
+    try:
+        with av.open(os.fspath(path)) as container:
+            if not container.streams.video:
+                raise VideoError(f"{name} has no video stream.")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            yield from enumerate(container.decode(stream))
+    except FileNotFoundError:
+        raise VideoError(f"{name}: no such file.") from None
+    except av.FFmpegError as error:
+        raise VideoError(f"{name} cannot be decoded ({error}); it may be cut short or not a video.") from None
+
+
+def probe(path: str | os.PathLike) -> VideoInfo:
+    """Count and measure the frames of a file by decoding it: containers often state a wrong count.
+
+    Raises:
+        VideoError: if there is no such file, no video in it, or it breaks off.
+    """
+    count, frame = 0, None
+    for count, frame in ((i + 1, f) for i, f in _decode(path)):
+        pass
+    if frame is None:
+        raise VideoError(f"{Path(path).name} has no frames.")
+    with av.open(os.fspath(path)) as container:
+        rate = container.streams.video[0].average_rate or Fraction(0)
+    return VideoInfo(count, frame.height, frame.width, rate)
+
+
+def read_frames(path: str | os.PathLike, indices: Iterable[int] | None = None) -> Tensor:
+    """Frames by index, in the order asked for; the same index always gives the same pixels.
+
+    Decodes from the start, since seeking by time lands on different frames in different containers.
+
+    Args:
+        path: a video file.
+        indices: frame numbers from 0, any order, repeats allowed; None for all.
+
+    Returns:
+        uint8 T H W 3, RGB.
+
+    Raises:
+        VideoError: if the file cannot be read or has no frame of that number.
+    """
+    wanted = None if indices is None else list(indices)
+    if wanted is not None and (not wanted or min(wanted) < 0):
+        raise VideoError(f"frame numbers must be 0 or more and at least one, got {wanted}")
+    last = None if wanted is None else max(wanted)
+    kept: dict[int, np.ndarray] = {}
+    needed = None if wanted is None else set(wanted)
+    index = -1
+    for index, frame in _decode(path):
+        if needed is None or index in needed:
+            kept[index] = frame.to_ndarray(format="rgb24")
+        if index == last:
+            break
+    if index < 0 or (last is not None and last > index):
+        raise VideoError(f"{Path(path).name} has {index + 1} frames; frame {last or 0} was asked for.")
+    return torch.from_numpy(np.stack([kept[i] for i in (wanted if wanted is not None else range(index + 1))]))
