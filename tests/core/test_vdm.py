@@ -1,0 +1,148 @@
+import math
+
+import pytest
+import torch
+
+from vidcore import weights
+from vidcore.systems.vdm import CONFIGS, UNet3D, VDMConfig, vdm_loss
+from vidcore.systems.vdm.checkpoint import from_info, load_vdm, to_info, to_tensors
+from vidcore.text import TextConfig, TextEncoder
+
+
+def make(seed=0, **changes):
+    """A tiny network with every weight random, so that no zero hides a path."""
+    torch.manual_seed(seed)
+    net = UNet3D(VDMConfig(**{**vars(VDMConfig.tiny()), **changes}))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 1 / math.sqrt(parameter[0].numel()))
+    return net.eval()
+
+
+def batch(frames=4, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, 3, frames, 16, 16, generator=generator), torch.tensor([1.5, -2.0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames, height, width", [(4, 16, 16), (1, 16, 16), (7, 8, 24)])
+def test_shape_is_kept_for_any_clip(frames, height, width):
+    z = torch.randn(2, 3, frames, height, width)
+    assert make()(z, torch.zeros(2), torch.randn(2, 5, 16)).shape == z.shape
+
+
+@torch.no_grad()
+def test_images_in_a_joint_batch_do_not_touch_the_video_nor_it_them():
+    net, (z, log_snr) = make(), batch(6)
+    text, image_text = torch.randn(2, 5, 16), torch.randn(2, 2, 5, 16)
+    out = net(z, log_snr, text, 2, image_text)
+    other = z.clone()
+    other[:, :, 4:] = torch.randn(2, 3, 2, 16, 16)
+    assert torch.equal(net(other, log_snr, text, 2, torch.randn(2, 2, 5, 16))[:, :, :4], out[:, :, :4])
+    other = z.clone()
+    other[:, :, :4] = torch.randn(2, 3, 4, 16, 16)
+    assert torch.equal(net(other, log_snr, torch.randn(2, 5, 16), 2, image_text)[:, :, 4:], out[:, :, 4:])
+
+
+@torch.no_grad()
+def test_image_frames_equal_the_image_path_and_the_clip_the_video_path():
+    net, (z, log_snr) = make(), batch(6)
+    text, image_text = torch.randn(2, 5, 16), torch.randn(2, 2, 5, 16)
+    out = net(z, log_snr, text, 2, image_text)
+    for k in range(2):
+        alone = net(z[:, :, 4 + k : 5 + k], log_snr, image_text[:, k])
+        torch.testing.assert_close(out[:, :, 4 + k : 5 + k], alone, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(out[:, :, :4], net(z[:, :, :4], log_snr, text), atol=2e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_frames_of_a_clip_do_exchange_information():
+    net, (z, log_snr) = make(), batch()
+    other = z.clone()
+    other[:, :, 3] += 1
+    assert (net(other, log_snr) - net(z, log_snr))[:, :, 0].abs().max() > 1e-4
+
+
+def test_gradients_reach_every_parameter():
+    net, (z, log_snr) = make().train(), batch()
+    net(z, log_snr, torch.randn(2, 5, 16)).square().mean().backward()
+    silent = [name for name, p in net.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
+    assert silent == []
+
+
+@torch.no_grad()
+def test_fresh_network_predicts_zero():
+    net = UNet3D(VDMConfig.tiny()).init_weights()
+    assert torch.equal(net(*batch()), torch.zeros(2, 3, 4, 16, 16))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype, bound", [(torch.bfloat16, 0.06), (torch.float16, 0.01)])
+def test_half_precision_stays_near_float32(dtype, bound):
+    net, (z, log_snr) = make(), batch()
+    text = torch.randn(2, 5, 16)
+    full = net(z, log_snr, text)
+    half = net.to(dtype)(z.to(dtype), log_snr, text.to(dtype)).float()
+    assert (half - full).norm() / full.norm() < bound
+
+
+def test_loss_of_known_outputs():
+    """With a zero network the v-loss is the mean of v^2, and E v^2 = alpha^2 + sigma^2 x^2 for unit noise."""
+    net = UNet3D(VDMConfig.tiny()).init_weights()
+    x = torch.full((64, 3, 4, 16, 16), 0.5)
+    loss = float(vdm_loss(net, x, torch.Generator().manual_seed(0)).detach())
+    assert loss == pytest.approx(0.5 + 0.5 * 0.25, rel=0.03)  # t is uniform and alpha^2 averages one half
+
+
+def test_loss_repeats_with_its_generator_and_drops_captions():
+    net = make()
+    x, text = batch()[0].clamp(-1, 1), torch.randn(2, 5, 16)
+
+    def loss(seed, drop):
+        return float(vdm_loss(net, x, torch.Generator().manual_seed(seed), text, drop_context=drop).detach())
+
+    assert loss(3, 0.1) == loss(3, 0.1)
+    assert loss(3, 0.0) != loss(4, 0.0)
+    without = float(vdm_loss(net, x, torch.Generator().manual_seed(3), torch.zeros_like(text), drop_context=0.0).detach())
+    assert loss(3, 1.0) == without != loss(3, 0.0)
+
+
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n != "tiny"])
+def test_paper_sizes_build_with_attention_where_the_paper_has_it(name):
+    config = CONFIGS[name]
+    net = UNet3D(config, device="meta")
+    temporal = sum("temporal.out.weight" in key for key in net.state_dict())
+    levels = sum(config.size // 2**i in (8, 16, 32) for i in range(len(config.multipliers)))
+    assert temporal == levels * (2 * config.blocks + 1) + 1  # down, up (one more), and the middle
+    heads = {m.heads * config.head_width for m in net.modules() if type(m).__name__ == "TemporalAttention"}
+    assert heads <= {config.channels * m for m in config.multipliers}
+
+
+def test_wrong_shapes_are_refused():
+    net = make()
+    with pytest.raises(ValueError, match="multiples of 2; got 3 channels of 15x16"):
+        net(torch.zeros(1, 3, 4, 15, 16), torch.zeros(1))
+    with pytest.raises(ValueError, match="3 channels"):
+        net(torch.zeros(1, 4, 4, 16, 16), torch.zeros(1))
+    with pytest.raises(ValueError, match="images must lie between 0 and the 4"):
+        net(torch.zeros(1, 3, 4, 16, 16), torch.zeros(1), images=5)
+
+
+@torch.no_grad()
+def test_save_and_load_give_the_same_numbers(tmp_path):
+    net, text = make(), TextEncoder(TextConfig(("a", "red", "star"), 5, 16, 1, 2)).eval()
+    info = to_info(net.config, text.config, seed=0)
+    weights.save(tmp_path / "m.safetensors", to_tensors(net, text), info)
+    net2, text2 = load_vdm(tmp_path / "m.safetensors")
+    assert net2.config == net.config and text2.config == text.config
+    tokens = torch.tensor([[1, 2, 3, 0, 0]] * 2)
+    assert torch.equal(net2(*batch(), text2(tokens)), net(*batch(), text(tokens)))
+
+
+def test_descriptions_that_do_not_fit_are_refused():
+    good = to_info(VDMConfig.tiny(), TextConfig(("a",)))
+    with pytest.raises(weights.WeightsError, match="'vdm', this file holds 'cmd'"):
+        from_info({**good, "system": "cmd"})
+    with pytest.raises(weights.WeightsError, match="does not fit this version"):
+        from_info({**good, "model": {"width": 3}})
