@@ -37,10 +37,17 @@ def load_state(path: str | os.PathLike, module: nn.Module, ema: EMA, optimiser: 
     """Restore what `save_state` wrote; returns its ``info``. Raises `weights.WeightsError` if the file does not fit."""
     tensors, info = weights.load(path)
     weights.load_into(module, weights.part(tensors, "module."), "training")
-    ema.average = weights.part(tensors, "ema.")
+    weights.check(module, weights.part(tensors, "ema."), "averaged")
+    for name, value in weights.part(tensors, "ema.").items():
+        ema.average[name].copy_(value)
+    # Files are contiguous; moments must have their parameter's memory layout, since the fused optimiser pairs them by
+    # address.
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in weights.part(tensors, "optimiser.").items():
         index, name = key.split(".", 1)
+        like = parameters[int(index)]
+        value = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
         state.setdefault(int(index), {})[name] = value
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
     return info

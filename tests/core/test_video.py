@@ -1,0 +1,81 @@
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from vidcore.video import VideoError, probe, read_frames, write_video
+
+
+def numbered(count, height=48, width=64):
+    """Frames that write their own number as six black or white blocks, coarse enough to survive compression."""
+    frames = torch.full((count, height, width, 3), 128, dtype=torch.uint8)
+    for i in range(count):
+        for bit in range(6):
+            frames[i, 16:32, 8 * bit : 8 * bit + 8] = 255 * (i >> bit & 1)
+    return frames
+
+
+def number(frame):
+    return sum(int(frame[20:28, 8 * bit + 2 : 8 * bit + 6].float().mean() > 128) << bit for bit in range(6))
+
+
+@pytest.mark.parametrize("rate", [8, 30, Fraction(30000, 1001)])
+def test_round_trip_by_frame_index(tmp_path, rate):
+    path = tmp_path / "n.mp4"
+    write_video(path, numbered(50), rate)
+    info = probe(path)
+    assert (info.frames, info.height, info.width) == (50, 48, 64) and float(info.rate) == pytest.approx(float(rate), rel=1e-3)
+    assert [number(f) for f in read_frames(path)] == list(range(50))
+    wanted = [49, 0, 7, 7, 31]
+    assert [number(f) for f in read_frames(path, wanted)] == wanted
+    assert torch.equal(read_frames(path, [31])[0], read_frames(path)[31])
+    assert (read_frames(path).float() - numbered(50).float()).abs().mean() < 3
+
+
+def test_files_with_b_frames_and_a_late_start_are_read_in_order(tmp_path):
+    path = tmp_path / "b.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.options = 64, 48, "yuv420p", {"bf": "3", "g": "12"}
+        for i, pixels in enumerate(numbered(30).numpy()):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = i + 100
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert [number(f) for f in read_frames(path)] == list(range(30))
+
+
+def test_bad_files_and_numbers_are_refused(tmp_path):
+    with pytest.raises(VideoError, match="no such file"):
+        probe(tmp_path / "none.mp4")
+    (tmp_path / "text.mp4").write_text("not a video")
+    with pytest.raises(VideoError, match="cannot be decoded"):
+        read_frames(tmp_path / "text.mp4")
+    write_video(tmp_path / "n.mp4", numbered(6), 8)
+    with pytest.raises(VideoError, match="has 6 frames; frame 6 was asked for"):
+        read_frames(tmp_path / "n.mp4", [6])
+    with pytest.raises(VideoError, match="0 or more"):
+        read_frames(tmp_path / "n.mp4", [-1])
+    whole = (tmp_path / "n.mp4").read_bytes()
+    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(VideoError, match="half.mp4"):
+        read_frames(tmp_path / "half.mp4")
+    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+    with pytest.raises(VideoError, match="no video stream"):
+        probe(tmp_path / "sound.wav")
+
+
+def test_frames_that_cannot_be_written_leave_nothing(tmp_path):
+    with pytest.raises(ValueError, match="even height and width"):
+        write_video(tmp_path / "n.mp4", numbered(2, 47), 8)
+    with pytest.raises(ValueError, match="uint8"):
+        write_video(tmp_path / "n.mp4", numbered(2).float(), 8)
+    with pytest.raises(ValueError, match="rate"):
+        write_video(tmp_path / "n.mp4", numbered(2), 0)
+    assert list(tmp_path.iterdir()) == []
