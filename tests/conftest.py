@@ -1,0 +1,84 @@
+"""A real ComfyUI with this pack, for the tests in host/ and browser/."""
+
+import os
+import shutil
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+import start
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """One running server for the whole session, with a base folder of its own."""
+    tree = os.environ.get("VIDCORE_HOST_TREE")
+    if not tree:
+        pytest.skip("needs ComfyUI: run `python3 start.py test`")
+    base = tmp_path_factory.mktemp("base")
+    with start.Server(start.Host(Path(tree), Path(sys.executable), own=True), base, cpu=True) as running:
+        yield running
+
+
+@pytest.fixture
+def run(server):
+    """Runs an API prompt and gives its history; a failure raises `start.RunError` with the server's message."""
+
+    def run(prompt, timeout=300):
+        return start.run_prompt(server, prompt, timeout)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tools():
+    path = os.environ.get("VIDCORE_TOOLS")
+    if not path:
+        pytest.skip("needs the workflow converter: run `python3 start.py test`")
+    return Path(path)
+
+
+@pytest.fixture
+def output(server):
+    """Path of an output file, from its entry in a history."""
+
+    def output(item):
+        return server.base / "output" / item.get("subfolder", "") / item["filename"]
+
+    return output
+
+
+@pytest.fixture
+def model_file(server):
+    """Puts a file into the host's models/video_diffusion under a fresh name, and takes it away again."""
+    folder, made = server.base / "models" / "video_diffusion", []
+
+    def put(content: bytes, name: str) -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{uuid.uuid4().hex[:6]}-{name}"
+        path.write_bytes(content)
+        made.append(path)
+        server.get("/object_info/LoadVideoModel")  # the host lists folders anew
+        return path.name
+
+    yield put
+    for path in made:
+        path.unlink()
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    """The bytes of the shipped model."""
+    return (ROOT / "models" / "shapes-vdm.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def screenshots():
+    folder = ROOT / "tests" / "browser" / "screenshots"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
