@@ -261,7 +261,8 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         base.mkdir(parents=True, exist_ok=True)
         self.log = base / "server.log"
-        command = [host.python, host.tree / "main.py", "--listen", "127.0.0.1", "--port", self.port, "--disable-auto-launch"]
+        command = [host.python, host.tree / "main.py", "--listen", "127.0.0.1", "--port", self.port]
+        command += ["--disable-auto-launch", "--preview-method", "auto"]
         if host.own:
             link_pack(base / "custom_nodes")
             for folder in ("input", "output", "temp", "user", "models"):
@@ -504,7 +505,7 @@ def edit(arguments) -> None:
 def test(arguments) -> int:
     cache = cache_folder()
     host, tools = get_host(arguments), get_tools(cache)
-    packages, stamp = cache / "test-packages", Stamp(cache / "stamps" / "test", *TEST_PACKAGES)
+    packages, stamp = cache / "test-packages", Stamp(cache / "stamps" / "test", str(host.python), *TEST_PACKAGES)
     if not stamp.done():
         shutil.rmtree(packages, ignore_errors=True)
         run_step("installing the test packages", pip_install(host.python, TEST_PACKAGES, "--target", packages))

@@ -146,3 +146,21 @@ def test_descriptions_that_do_not_fit_are_refused():
         from_info({**good, "system": "cmd"})
     with pytest.raises(weights.WeightsError, match="does not fit this version"):
         from_info({**good, "model": {"width": 3}})
+
+
+def test_time_power_moves_draws_from_low_noise_to_high():
+    """t = u^p has the mean 1 / (1 + p); the network is asked at those times and no others."""
+    asked = []
+
+    class Spy(torch.nn.Module):
+        config = VDMConfig.tiny()
+
+        def forward(self, z, log_snr, *_):
+            asked.append(self.config.schedule.time(log_snr))
+            return torch.zeros_like(z)
+
+    for power in (1.0, 0.5):
+        asked.clear()
+        vdm_loss(Spy(), torch.zeros(4096, 3, 1, 2, 2), torch.Generator().manual_seed(0), time_power=power)
+        assert float(asked[0].mean()) == pytest.approx(1 / (1 + power), abs=2e-3)
+        assert float((asked[0] < 0.1).float().mean()) == pytest.approx(0.1 ** (1 / power), abs=2e-3)

@@ -1,10 +1,14 @@
 """Sampling in a real ComfyUI, through its API."""
 
+import asyncio
+import io
 import time
 import urllib.parse
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import start
@@ -169,6 +173,34 @@ def test_cancel_stops_at_once_and_the_next_run_works(server, run):
     messages = [kind for kind, _ in server.get(f"/history/{number}")[answer["prompt_id"]]["status"]["messages"]]
     assert "execution_interrupted" in messages
     run({**loaded(), "5": sample(), "6": keep_latent("5")})
+
+
+def test_progress_counts_steps_and_previews_show_the_whole_clip(server):
+    aiohttp = pytest.importorskip("aiohttp", reason="comes with ComfyUI")
+    steps, previews = [], []
+
+    async def watch():
+        async with aiohttp.ClientSession() as session, session.ws_connect(f"{server.url}/ws?clientId=watcher") as socket:
+            prompt = {**loaded(), "5": sample(steps=7, seed=77), "6": keep_latent("5")}
+            await session.post(f"{server.url}/prompt", json={"prompt": prompt, "client_id": "watcher"})
+            async for message in socket:
+                if message.type == aiohttp.WSMsgType.BINARY and message.data[:4] == (1).to_bytes(4, "big"):
+                    previews.append(Image.open(io.BytesIO(message.data[8:])))
+                elif message.type == aiohttp.WSMsgType.TEXT:
+                    event = message.json()
+                    if event["type"] == "progress":
+                        steps.append((event["data"]["value"], event["data"]["max"]))
+                    if event["type"] in ("execution_success", "execution_error"):
+                        return event["type"]
+
+    assert asyncio.run(asyncio.wait_for(watch(), 120)) == "execution_success"
+    assert [s for s in steps if s[1] == 7][-1] == (7, 7) and len({s for s in steps if s[1] == 7}) == 7
+    # Eight frames on a 3 x 3 sheet, which the host enlarges.
+    width, height = previews[-1].size
+    assert width == height >= 192
+    last = np.asarray(previews[-1].convert("RGB").resize((192, 192)), float)
+    frames = last.reshape(3, 64, 3, 64, 3).swapaxes(1, 2).reshape(9, 64, 64, 3)
+    assert (frames[:8].mean((1, 2, 3)) > 20).all() and frames[8].max() < 12  # the ninth place is blank
 
 
 def put_latent(server, name, tensor):

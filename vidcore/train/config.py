@@ -31,6 +31,7 @@ class Phase:
         two: probability of two things in a scene.
         lr: learning rate at the start of the phase.
         lr_end: at its end, reached linearly; 0 means the same as ``lr``.
+        time_power: as in `vdm_loss`; 1 is the paper's uniform time.
     """
 
     steps: int
@@ -41,6 +42,7 @@ class Phase:
     two: float = 0.0
     lr: float = 1e-3
     lr_end: float = 0.0
+    time_power: float = 1.0
 
 
 @dataclass(frozen=True)

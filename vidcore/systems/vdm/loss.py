@@ -16,6 +16,7 @@ def vdm_loss(
     images: int = 0,
     image_context: Tensor | None = None,
     drop_context: float = 0.1,
+    time_power: float = 1.0,
 ) -> Tensor:
     """Mean squared error on eps or v (VDM eq. 3; as the config's ``prediction`` says), a plain mean over all frames.
 
@@ -26,13 +27,15 @@ def vdm_loss(
         context, image_context: as in `UNet3D.forward`.
         drop_context: probability of training a sample without its text, for classifier-free guidance. The paper does
             not state its value.
+        time_power: t is a uniform draw to this power; 1 is the paper's. Below 1, fewer draws fall on low noise, where
+            the loss is large and says little about what a clip shows.
 
     Returns:
         A scalar.
     """
     config, batch = net.config, x.shape[0]
-    # One uniform offset shared by an even grid: each t is uniform in [0, 1], their sum varies little.
-    t = (torch.rand(1, generator=generator) + torch.arange(batch) / batch) % 1
+    # One uniform offset shared by an even grid: each draw is uniform in [0, 1], their sum varies little.
+    t = ((torch.rand(1, generator=generator) + torch.arange(batch) / batch) % 1) ** time_power
     log_snr = config.schedule.log_snr(t.double()).float().to(x.device)
     alpha, sigma = (expand_as(s, x) for s in alpha_sigma(log_snr))
     eps = torch.randn(x.shape, generator=generator).to(x)
