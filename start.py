@@ -9,6 +9,8 @@ Needs Python 3.10 or newer and nothing else. Everything it installs lies in one 
 any time; a set-up that was interrupted goes on where it stopped.
 """
 
+from __future__ import annotations  # so that an old Python gets as far as the message about it
+
 import argparse
 import contextlib
 import hashlib
@@ -214,7 +216,7 @@ def existing_host(path: Path, python: Path | None) -> Host:
 
 
 def has_gpu(python: Path) -> bool:
-    code = "import torch; print(torch.cuda.is_available() or torch.backends.mps.is_available() or hasattr(torch, 'xpu') and torch.xpu.is_available())"
+    code = "import torch; print(any(getattr(torch, kind).is_available() for kind in ('cuda', 'mps', 'xpu')))"
     return subprocess.run([str(python), "-c", code], capture_output=True, text=True).stdout.strip() == "True"
 
 
@@ -277,7 +279,7 @@ class Server:
             command.append("--cpu")
         self.command = [str(c) for c in (*command, *extra)]
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> Server:
         environment = {**os.environ, "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
         self._sink = open(self.log, "w", encoding="utf-8")
         # A group of its own, so that Ctrl+C reaches this program first and the server is stopped in order.
@@ -536,7 +538,7 @@ def find_browser() -> str | None:
 
 
 def main() -> int:
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036
         raise SetupError(f"Python 3.10 or newer is needed; this is {platform.python_version()}.")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--comfyui", metavar="PATH", help="use this ComfyUI instead of setting one up (or set COMFYUI_PATH)")
@@ -545,10 +547,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("render", parents=[shared], help="run a workflow and copy its results out")
-    one.add_argument("workflow", nargs="?", type=Path, help="a workflow as the page saves it; workflows/text_to_video.json by default")
-    one.add_argument("--set", action="append", default=[], metavar='"Node title.input=value"', help="change an input; may repeat")
-    one.add_argument("--out", type=Path, default=Path("output"), metavar="DIR", help="where the results go (default: output)")
-    one.add_argument("--timeout", type=float, default=3600, metavar="SECONDS", help="give up after this long (default: 3600)")
+    one.add_argument(
+        "workflow", nargs="?", type=Path, help="a workflow as the page saves it; workflows/text_to_video.json by default"
+    )
+    one.add_argument(
+        "--set", action="append", default=[], metavar='"Node title.input=value"', help="change an input; may repeat"
+    )
+    one.add_argument(
+        "--out", type=Path, default=Path("output"), metavar="DIR", help="where the results go (default: output)"
+    )
+    one.add_argument(
+        "--timeout", type=float, default=3600, metavar="SECONDS", help="give up after this long (default: 3600)"
+    )
     one = commands.add_parser("edit", parents=[shared], help="open the node editor")
     one.add_argument("--port", type=int, default=0, metavar="N", help="port of the page; a free one by default")
     one = commands.add_parser("test", parents=[shared], help="run the test suite; further arguments go to pytest")

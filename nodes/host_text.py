@@ -74,10 +74,10 @@ class HostTextEncoder(torch.nn.Module, comfy.sd1_clip.ClipTokenWeightEncoder):
         return self.encoder.load_state_dict(sd, strict=False, assign=getattr(self, "can_assign_sd", False))
 
 
-def load_clip(tensors: dict[str, torch.Tensor], info: dict) -> comfy.sd.CLIP:
-    """The text encoder of a checkpoint as a host CLIP. Raises `weights.WeightsError` if the tensors do not fit."""
+def load_clip(path: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:
+    """The text encoder of a checkpoint as a host CLIP. Raises `weights.WeightsError` if the file does not fit."""
+    text, info = weights.load(path, "text.")
     _, config = from_info(info)
-    text = weights.part(tensors, "text.")
     weights.check(TextEncoder(config, device="meta"), text, "text encoder")
     vocabulary = Vocabulary(config.words, config.length)
 
@@ -85,11 +85,17 @@ def load_clip(tensors: dict[str, torch.Tensor], info: dict) -> comfy.sd.CLIP:
         tokenizer=lambda embedding_directory=None, tokenizer_data={}: HostTokenizer(vocabulary),
         clip=lambda dtype, device, model_options: HostTextEncoder(config, dtype, device, model_options),
     )
-    # Half a million parameters: half precision would save nothing.
     clip = comfy.sd.CLIP(
         target,
         parameters=sum(t.numel() for t in text.values()),
         state_dict=[text],
-        model_options={"dtype": torch.float32},
+        model_options={"dtype": torch.float32},  # half a million parameters: half precision would save nothing
+        disable_dynamic=disable_dynamic,
     )
+    clip.patcher.cached_patcher_init = (load_clip_patcher, (path,))
     return clip
+
+
+def load_clip_patcher(path: str, disable_dynamic: bool = False):
+    """What the host asks for when it wants the text encoder's weights anew."""
+    return load_clip(path, disable_dynamic).patcher

@@ -73,7 +73,7 @@ class EpsSampling(CosineSampling, comfy.model_sampling.EPS):
 
 
 class VSampling(CosineSampling, comfy.model_sampling.V_PREDICTION):
-    """The host's v has the opposite sign: its x-hat is x alpha^2 - v sigma alpha, and VDM's alpha z - sigma v is the same."""
+    """Both signs of v are in use; the host's x-hat = alpha^2 x - alpha sigma v is VDM's alpha z - sigma v."""
 
 
 class HostUNet3D(UNet3D):
@@ -110,32 +110,16 @@ class VDMSupport(comfy.supported_models_base.BASE):
         return VDMModel(self, device=device)
 
 
-def load_model(path: str, tensors: dict[str, torch.Tensor], info: dict) -> comfy.model_patcher.ModelPatcher:
+def load_model(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """The network of a checkpoint as a host MODEL.
 
-    Args:
-        path: the file, kept so that the host can load it again elsewhere.
-        tensors, info: what `weights.load` returned for it.
+    The host calls this again for a copy on another device, or without the weight paging that it calls dynamic.
 
     Raises:
-        weights.WeightsError: if the tensors do not fit the description.
+        weights.WeightsError: if the file or its tensors do not fit.
     """
-    patcher = _patcher(tensors, info, comfy.model_patcher.CoreModelPatcher)
-    patcher.cached_patcher_init = (reload_model, (path,))
-    return patcher
-
-
-def reload_model(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """Load ``path`` anew; the host calls this for a copy on another device or without weight paging."""
-    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    patcher = _patcher(*weights.load(path), kind)
-    patcher.cached_patcher_init = (reload_model, (path,))
-    return patcher
-
-
-def _patcher(tensors, info, kind) -> comfy.model_patcher.ModelPatcher:
+    net, info = weights.load(path, "net.")
     config, _ = from_info(info)
-    net = weights.part(tensors, "net.")
     weights.check(UNet3D(config, device="meta"), net, "network")
 
     load_device = comfy.model_management.get_torch_device()
@@ -147,8 +131,10 @@ def _patcher(tensors, info, kind) -> comfy.model_patcher.ModelPatcher:
     support.set_inference_dtype(dtype, cast, device=load_device)
 
     model = support.get_model(net)
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=load_device, offload_device=offload_device)
     if not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
-    model.load_model_weights(dict(net), assign=patcher.is_dynamic())
+    model.load_model_weights(net, assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (load_model, (path,))
     return patcher

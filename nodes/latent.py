@@ -36,7 +36,8 @@ class EmptyVideoLatent(io.ComfyNode):
         free = comfy.model_management.get_free_memory(device)
         if needed > free / 4:  # sampling holds several such tensors beside the network's own
             raise ValueError(
-                f"{batch_size} clip(s) of {frames} frames of {width}x{height} take {needed / 2**30:.1f} GiB, and sampling "
-                f"needs several times that; {free / 2**30:.1f} GiB are free. Please lower width, height, frames or batch_size."
+                f"{batch_size} clip(s) of {frames} frames of {width}x{height} take {needed / 2**30:.1f} GiB, and "
+                f"sampling needs several times that; {free / 2**30:.1f} GiB are free. "
+                "Please lower width, height, frames or batch_size."
             )
         return io.NodeOutput({"samples": torch.zeros([batch_size, 3, frames, height, width], device=device)})

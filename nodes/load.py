@@ -50,8 +50,7 @@ class LoadVideoModel(io.ComfyNode):
     @classmethod
     def execute(cls, model_name) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise(FOLDER, model_name)
-        tensors, info = weights.load(path)
-        return io.NodeOutput(load_model(path, tensors, info), load_clip(tensors, info), pixel_vae())
+        return io.NodeOutput(load_model(path), load_clip(path), pixel_vae())
 
 
 def pixel_vae() -> comfy.sd.VAE:

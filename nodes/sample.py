@@ -17,7 +17,7 @@ class SampleVideo(io.ComfyNode):
             node_id="SampleVideo",
             display_name="Sample Video",
             category="video/sampling",
-            description="Denoises a clip. Works with any diffusion model in ComfyUI; knows the samplers of the video papers.",
+            description="Denoises a clip with any diffusion model in ComfyUI; knows the samplers of the video papers.",
             search_aliases=["ksampler video", "video sampler", "vdm", "ancestral", "ddim", "denoise video"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that denoises."),
@@ -40,7 +40,7 @@ class SampleVideo(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "sampler", options=SAMPLERS, default=SAMPLERS[0],
-                    tooltip="ddim: deterministic. vdm_ancestral: the sampler of Video Diffusion Models. The rest are ComfyUI's.",
+                    tooltip="ddim: deterministic. vdm_ancestral: that of Video Diffusion Models. The rest are ComfyUI's.",
                 ),
                 io.Combo.Input(
                     "schedule", options=SCHEDULES, default=PAPER_SCHEDULE,

@@ -7,9 +7,9 @@ Three parameterisations of one denoiser (VDM section 2 for eps; Salimans & Ho 20
     x0:   x-hat is the output itself
 """
 
-from typing import Callable, Literal, get_args
+from collections.abc import Callable
+from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from .schedule import CosineSchedule, alpha_sigma, expand_as

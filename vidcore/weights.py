@@ -8,7 +8,6 @@ import json
 import os
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ class WeightsError(ValueError):
 
 
 def save(path: str | os.PathLike, tensors: dict[str, Tensor], info: dict) -> None:
-    """Write ``tensors`` and the JSON-able ``info`` to ``path`` in one step: readers see the old file or the whole new one."""
+    """Write ``tensors`` and the JSON-able ``info`` in one step: readers see the old file or the whole new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -60,11 +59,15 @@ def read_info(path: str | os.PathLike) -> dict:
     return info
 
 
-def load(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
-    """(tensors, info) of a checkpoint written by `save`. Raises `WeightsError` as `read_info` does."""
+def load(path: str | os.PathLike, prefix: str = "") -> tuple[dict[str, Tensor], dict]:
+    """(tensors, info) of a checkpoint written by `save`. Raises `WeightsError` as `read_info` does.
+
+    Args:
+        prefix: read only the tensors of one part ("net."), and name them without it.
+    """
     info = read_info(path)
     with safe_open(path, framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, info
+        return part({key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}, prefix), info
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

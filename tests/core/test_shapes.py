@@ -1,8 +1,19 @@
 import numpy as np
 import pytest
 
-from vidcore.data.shapes import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, VOCABULARY, Scene, Thing, caption, is_held_out
-from vidcore.data.shapes import random_scene, render
+from vidcore.data.shapes import (
+    BACKGROUNDS,
+    COLOURS,
+    MOTIONS,
+    SHAPES,
+    VOCABULARY,
+    Scene,
+    Thing,
+    caption,
+    is_held_out,
+    random_scene,
+    render,
+)
 from vidcore.data.shapes.render import polygon_distance
 
 

@@ -87,7 +87,9 @@ def test_a_path_that_leaves_the_folder_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_failed_step_says_what_to_do(capfd):
-    with pytest.raises(start.SetupError, match="(?s)this step failed: trying.*boom.*network is down or the disk is full.*same command again"):
+    with pytest.raises(
+        start.SetupError, match="(?s)this step failed: trying.*boom.*network is down or the disk is full.*same command again"
+    ):
         start.run_step("trying", [sys.executable, "-c", "print('boom'); raise SystemExit(3)"])
 
 

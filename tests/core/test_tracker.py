@@ -33,7 +33,9 @@ def one(shape="star", colour="red", motion="left", **more):
     return Scene((Thing(shape, colour, "large", motion, **more),), "black")
 
 
-@pytest.mark.parametrize("key, asked", [("shape", one(shape="circle")), ("colour", one(colour="blue")), ("motion", one(motion="up"))])
+@pytest.mark.parametrize(
+    "key, asked", [("shape", one(shape="circle")), ("colour", one(colour="blue")), ("motion", one(motion="up"))]
+)
 def test_a_wrong_clip_is_found_wrong_in_that_respect_alone(key, asked):
     found = agreement(render(one(), 8, 32), asked)
     assert [k for k in KEYS if not found[k]] == [key]

@@ -26,7 +26,9 @@ def test_round_trip_by_frame_index(tmp_path, rate):
     path = tmp_path / "n.mp4"
     write_video(path, numbered(50), rate)
     info = probe(path)
-    assert (info.frames, info.height, info.width) == (50, 48, 64) and float(info.rate) == pytest.approx(float(rate), rel=1e-3)
+    assert (info.frames, info.height, info.width) == (50, 48, 64) and float(info.rate) == pytest.approx(
+        float(rate), rel=1e-3
+    )
     assert [number(f) for f in read_frames(path)] == list(range(50))
     wanted = [49, 0, 7, 7, 31]
     assert [number(f) for f in read_frames(path, wanted)] == wanted

@@ -19,6 +19,7 @@ def test_round_trip_keeps_bits_types_and_description(file):
     assert info == INFO == weights.read_info(file)
     assert torch.equal(tensors["net.a"], torch.arange(1000.0)) and tensors["text.b"].dtype == torch.float16
     assert list(weights.part(tensors, "net.")) == ["a"]
+    assert list(weights.load(file, "text.")[0]) == ["b"]
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 2000])

@@ -21,7 +21,12 @@ def loaded(text=TEXT, model=MODEL, width=32, height=32, frames=8, batch=1):
 def sample(model=("1", 0), positive=("2", 0), negative=("3", 0), latent=("4", 0), **inputs):
     values = dict(seed=1, steps=4, guidance_scale=3.0, sampler="ddim", schedule="uniform_time") | inputs
     return node(
-        "SampleVideo", model=list(model), positive=list(positive), negative=list(negative), latent_image=list(latent), **values
+        "SampleVideo",
+        model=list(model),
+        positive=list(positive),
+        negative=list(negative),
+        latent_image=list(latent),
+        **values,
     )
 
 

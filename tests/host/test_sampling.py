@@ -23,7 +23,9 @@ def latents(run, output):
 
     def latents(prompt):
         history = run(prompt)
-        return {n: load_file(output(o["latents"][0]))["latent_tensor"] for n, o in history["outputs"].items() if "latents" in o}
+        return {
+            n: load_file(output(o["latents"][0]))["latent_tensor"] for n, o in history["outputs"].items() if "latents" in o
+        }
 
     return latents
 
@@ -63,7 +65,9 @@ def test_stock_samplers_take_our_model_and_agree_with_ours(latents):
     assert torch.equal(found["8"], found["14"])
 
 
-@pytest.mark.parametrize("sampler, schedule", [("vdm_ancestral", "uniform_time"), ("dpmpp_2m", "karras"), ("uni_pc", "normal"), ("lcm", "simple")])
+@pytest.mark.parametrize(
+    "sampler, schedule", [("vdm_ancestral", "uniform_time"), ("dpmpp_2m", "karras"), ("uni_pc", "normal"), ("lcm", "simple")]
+)
 def test_other_samplers_and_schedules_give_finite_clips(latents, sampler, schedule):
     (clip,) = latents({**loaded(), "5": sample(sampler=sampler, schedule=schedule), "6": keep_latent("5")}).values()
     assert clip.shape == (1, 3, 8, 32, 32) and torch.isfinite(clip).all() and 0.05 < clip.std() < 3
@@ -90,7 +94,9 @@ def test_text_steers_and_no_text_is_the_zero_embedding(latents):
             "7": node("ConditioningZeroOut", conditioning=["2", 0]),
             "8": sample(negative=("7", 0)),
             "9": keep_latent("8", "latents/b"),
-            "10": node("CLIPTextEncode", clip=["1", 1], text="a large (green:1.3) star moves left over a dark blue background"),
+            "10": node(
+                "CLIPTextEncode", clip=["1", 1], text="a large (green:1.3) star moves left over a dark blue background"
+            ),
             "11": sample(positive=("10", 0)),
             "12": keep_latent("11", "latents/c"),
         }
@@ -200,7 +206,7 @@ def test_progress_counts_steps_and_previews_show_the_whole_clip(server):
     assert width == height >= 192
     last = np.asarray(previews[-1].convert("RGB").resize((192, 192)), float)
     frames = last.reshape(3, 64, 3, 64, 3).swapaxes(1, 2).reshape(9, 64, 64, 3)
-    assert (frames[:8].mean((1, 2, 3)) > 20).all() and frames[8].max() < 12  # the ninth place is blank
+    assert (frames[:8].mean((1, 2, 3)) > 20).all() and frames[8].mean() < 3  # the ninth place is blank
 
 
 def put_latent(server, name, tensor):
@@ -220,7 +226,10 @@ def test_bad_latents_and_prompts_get_one_clear_message_each(server, run):
         ({**loaded(), **from_file("odd.latent"), "5": sample()}, "multiples of 4"),
         ({**loaded(frames=0), "5": sample()}, "smaller than min"),
         ({**loaded(width=100000), "5": sample()}, "bigger than max"),
-        ({**loaded(width=4096, height=4096, frames=1024, batch=64), "5": sample()}, "lower width, height, frames or batch_size"),
+        (
+            {**loaded(width=4096, height=4096, frames=1024, batch=64), "5": sample()},
+            "lower width, height, frames or batch_size",
+        ),
         ({**loaded(), "5": sample(steps=0)}, "smaller than min"),
         ({**loaded(), "5": sample(sampler="magic")}, "not in list"),
         ({**loaded(model="none.safetensors"), "5": sample()}, "no video model 'none.safetensors'"),
@@ -261,5 +270,8 @@ def test_weights_that_do_not_fit_their_description_are_named(run, model_file, sh
 
 def test_a_model_in_the_host_s_folder_loads_like_the_shipped_one(latents, model_file, shipped):
     name = model_file(shipped, "copy.safetensors")
-    one, two = (latents({**loaded(text=TEXT, model=m), "5": sample(), "6": keep_latent("5")})["6"] for m in (name, "shapes-vdm.safetensors"))
+    one, two = (
+        latents({**loaded(text=TEXT, model=m), "5": sample(), "6": keep_latent("5")})["6"]
+        for m in (name, "shapes-vdm.safetensors")
+    )
     assert torch.equal(one, two)

@@ -41,6 +41,13 @@ def test_text_to_video_shows_what_its_prompt_says(server, tools, output):
 
 
 def test_settings_change_the_video(server, tools, output):
-    path = render(server, tools, output, "text_to_video", "Prompt.text=a large green square over a black background", "Sample Video.steps=20")
+    path = render(
+        server,
+        tools,
+        output,
+        "text_to_video",
+        "Prompt.text=a large green square over a black background",
+        "Sample Video.steps=20",
+    )
     seen = observe(read_frames(path)[:, 8::16, 8::16].numpy() / 255)
     assert seen.background == "black" and {t.colour for t in seen.things} == {"green"}

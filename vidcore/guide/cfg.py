@@ -1,6 +1,6 @@
 """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598; VDM section 3.2)."""
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor

@@ -1,1 +1,1 @@
-"""Parts that networks share. Frames travel as a batch of pictures, ``(B T) C H W``, so one clip or one image is one code path."""
+"""Parts that networks share. Frames travel as a batch of pictures, ``(B T) C H W``: a clip and an image are one path."""

@@ -295,7 +295,9 @@ def agreement(clip: np.ndarray, scene: Scene) -> dict[str, bool]:
     pairs = []
     for thing in scene.things:
         match = max(
-            left, key=lambda s: 2 * (s.colour == thing.colour) + (s.shape == thing.shape) + (s.motion == thing.motion), default=None
+            left,
+            key=lambda s: 2 * (s.colour == thing.colour) + (s.shape == thing.shape) + (s.motion == thing.motion),
+            default=None,
         )
         if match is not None:
             left.remove(match)

@@ -1,6 +1,7 @@
 """The one sampling loop."""
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from ..schedule import CosineSchedule, alpha_sigma
 
 
 class Level(NamedTuple):
-    """A noise level: z = alpha x + sigma eps. Any process can be written so; variance preserving has alpha^2 + sigma^2 = 1."""
+    """A noise level: z = alpha x + sigma eps. Any process fits; variance preserving has alpha^2 + sigma^2 = 1."""
 
     alpha: float
     sigma: float

@@ -52,9 +52,7 @@ class TextEncoder(nn.Module):
         self.config = config
         self.word = operations.Embedding(len(config.words) + 1, config.width, **factory)
         self.position = operations.Embedding(config.length, config.width, **factory)
-        self.layers = nn.ModuleList(
-            _Layer(config.width, config.heads, operations, **factory) for _ in range(config.layers)
-        )
+        self.layers = nn.ModuleList(_Layer(config.width, config.heads, operations, **factory) for _ in range(config.layers))
         self.norm = operations.LayerNorm(config.width, **factory)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 from .. import weights
 from ..data.shapes import VOCABULARY
 from ..systems.vdm import UNet3D, vdm_loss
-from ..systems.vdm.checkpoint import load_vdm, to_info, to_tensors
+from ..systems.vdm.checkpoint import load_vdm, to_info
 from ..text import TextConfig, TextEncoder, Vocabulary
 from .config import TrainConfig
 from .data import shapes_batch

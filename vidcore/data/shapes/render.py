@@ -19,7 +19,9 @@ def _star() -> np.ndarray:
 
 
 # Corners inside the unit circle, y down, in order around the outline.
-_CROSS = np.array([(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)])
+_CROSS = np.array(
+    [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)]
+)
 POLYGONS = {
     "square": _regular(4, -math.pi / 4),
     "triangle": _regular(3, -math.pi / 2),

@@ -67,9 +67,7 @@ _TEXT_SMALL = VDMConfig(channels=128, context=1024)
 CONFIGS: dict[str, VDMConfig] = {
     "tiny": VDMConfig.tiny(),
     "ucf101": VDMConfig(dropout=0.1),
-    "bair": VDMConfig(
-        channels=128, multipliers=(1, 2, 3, 4), blocks=3, embedding_layers=2, dropout=0.1, prediction="v"
-    ),
+    "bair": VDMConfig(channels=128, multipliers=(1, 2, 3, 4), blocks=3, embedding_layers=2, dropout=0.1, prediction="v"),
     "kinetics600": VDMConfig(embedding_layers=2, dropout=0.1, prediction="v"),
     "text_small": _TEXT_SMALL,
     "text_large": replace(_TEXT_SMALL, channels=256),
