@@ -20,7 +20,11 @@ def server(tmp_path_factory):
     if not tree:
         pytest.skip("needs ComfyUI: run `python3 start.py test`")
     base = tmp_path_factory.mktemp("base")
-    with start.Server(start.Host(Path(tree), Path(sys.executable), own=True), base, cpu=True) as running:
+    (base / "elsewhere").mkdir()
+    paths = base / "extra_model_paths.yaml"
+    paths.write_text(f"mine:\n  base_path: {base}\n  video_diffusion: elsewhere\n", encoding="utf-8")
+    host = start.Host(Path(tree), Path(sys.executable), own=True)
+    with start.Server(host, base, cpu=True, extra=("--extra-model-paths-config", paths)) as running:
         yield running
 
 

@@ -45,6 +45,11 @@ def test_every_kind_appears():
     assert {t.motion for t in things} == set(MOTIONS)
 
 
+def test_sizes_can_be_chosen_without_changing_the_rest():
+    assert {s.things[0].size for s in scenes(50, sizes=("large",))} == {"large"}
+    assert {s.things[0].size for s in scenes(50)} == {"small", "", "large"}
+
+
 def test_held_out_combinations_never_appear_in_training():
     def combinations(many):
         return {(t.shape, t.colour, t.motion, s.background) for s in many for t in s.things}

@@ -130,6 +130,7 @@ def test_learning_rate_warms_up_and_falls(tmp_path):
         ("frames = 4\nsize = 16\nimages", "frames = 9\nsize = 16\nimages", "phase 2.frames must be at most"),
         ("steps = 3", "steps = 0", "at least 1"),
         ("lr = 2e-3", "lr = -1.0", "must not be negative"),
+        ("two = 0.5", 'sizes = ["huge"]', "phase 2.sizes must be some of"),
         ("[model]", "[model", "not valid TOML"),
         ("channels = 8", "width = 8", "model has no entry 'width'"),
     ],

@@ -268,6 +268,13 @@ def test_weights_that_do_not_fit_their_description_are_named(run, model_file, sh
         run({**loaded(model=name), "5": sample(), "6": keep_latent("5")})
 
 
+def test_extra_model_paths_are_respected(server, run, shipped):
+    (server.base / "elsewhere" / "mine.safetensors").write_bytes(shipped)
+    listed = server.get("/object_info/LoadVideoModel")["LoadVideoModel"]["input"]["required"]["model_name"]
+    assert {"mine.safetensors", "shapes-vdm.safetensors"} <= set(listed[1]["options"])
+    run({**loaded(model="mine.safetensors"), "5": sample(steps=1), "6": keep_latent("5")})
+
+
 def test_a_model_in_the_host_s_folder_loads_like_the_shipped_one(latents, model_file, shipped):
     name = model_file(shipped, "copy.safetensors")
     one, two = (

@@ -25,12 +25,13 @@ from .tracker import agreement
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything that the scores depend on beside the weights."""
+    """Everything that the scores depend on beside the weights; the middle one of ``sizes`` is the empty word."""
 
     prompts: int = 200
     prompt_seed: int = 2024
     two: float = 0.0
     held_out: bool = True
+    sizes: str = "small,,large"
     frames: int = 8
     size: int = 32
     sampler: str = "ddim"
@@ -42,7 +43,9 @@ class Protocol:
 def scenes(protocol: Protocol) -> list[Scene]:
     """The prompts' scenes, from the protocol's seed alone."""
     rng = np.random.default_rng(protocol.prompt_seed)
-    return [random_scene(rng, protocol.two, protocol.held_out) for _ in range(protocol.prompts)]
+    return [
+        random_scene(rng, protocol.two, protocol.held_out, tuple(protocol.sizes.split(","))) for _ in range(protocol.prompts)
+    ]
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.shapes.scene import SIZES
 from ..systems.vdm import VDMConfig
 
 if sys.version_info >= (3, 11):
@@ -32,6 +33,7 @@ class Phase:
         lr: learning rate at the start of the phase.
         lr_end: at its end, reached linearly; 0 means the same as ``lr``.
         time_power: as in `vdm_loss`; 1 is the paper's uniform time.
+        sizes: sizes of things; the middle one is "".
     """
 
     steps: int
@@ -43,6 +45,7 @@ class Phase:
     lr: float = 1e-3
     lr_end: float = 0.0
     time_power: float = 1.0
+    sizes: tuple[str, ...] = tuple(SIZES)
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,8 @@ def read_config(path: str | Path) -> TrainConfig:
             raise ConfigError(f"phase {i + 1}.size must be a multiple of {model.stride}, got {phase.size}")
         if min(phase.steps, phase.batch, phase.frames) < 1:
             raise ConfigError(f"phase {i + 1}: steps, batch and frames must be at least 1")
+        if not phase.sizes or not set(phase.sizes) <= set(SIZES):
+            raise ConfigError(f"phase {i + 1}.sizes must be some of {list(SIZES)}, got {list(phase.sizes)}")
         if phase.frames > model.longest:
             raise ConfigError(f"phase {i + 1}.frames must be at most model.max_frames = {model.longest}, got {phase.frames}")
     return _build(TrainConfig, {**table, "model": model, "phases": phases}, "recipe")

@@ -25,7 +25,7 @@ def shapes_batch(phase: Phase, vocabulary: Vocabulary, seed: int, step: int, ran
     rng = np.random.default_rng((seed, rank, step))
 
     def example(frames: int, times=None):
-        scene = random_scene(rng, phase.two)
+        scene = random_scene(rng, phase.two, sizes=phase.sizes)
         return render(scene, frames, phase.size, times), vocabulary.encode(caption(scene, rng))
 
     clips, tokens, image_tokens = [], [], []

@@ -113,18 +113,21 @@ def is_held_out(shape: str, colour: str, motion: str, background: str) -> bool:
     return zlib.crc32(f"{shape}/{colour}/{motion}/{background}".encode()) % 20 == 0
 
 
-def random_scene(rng: np.random.Generator, two: float = 0.0, held_out: bool = False) -> Scene:
+def random_scene(
+    rng: np.random.Generator, two: float = 0.0, held_out: bool = False, sizes: tuple[str, ...] = tuple(SIZES)
+) -> Scene:
     """A random scene.
 
     Args:
         rng: the only source of randomness.
         two: probability of two things instead of one.
         held_out: draw only combinations kept from training, instead of only the others.
+        sizes: which of `SIZES` a thing alone may have; of two things both are small.
     """
     while True:
         background = str(rng.choice(list(BACKGROUNDS)))
         count = 2 if rng.random() < two else 1
-        things = tuple(_random_thing(rng, background, slot if count == 2 else None) for slot in range(count))
+        things = tuple(_random_thing(rng, background, sizes, slot if count == 2 else None) for slot in range(count))
         unseen = [is_held_out(t.shape, t.colour, t.motion, background) for t in things]
         if count == 2 and (things[0].colour == things[1].colour or things[0].shape == things[1].shape):
             continue
@@ -136,14 +139,14 @@ def random_scene(rng: np.random.Generator, two: float = 0.0, held_out: bool = Fa
 _UPRIGHT = ("up", "down", "bounce", "rotate", "grow")
 
 
-def _random_thing(rng: np.random.Generator, background: str, slot: int | None) -> Thing:
+def _random_thing(rng: np.random.Generator, background: str, sizes: tuple[str, ...], slot: int | None) -> Thing:
     """A thing that fits its half (``slot`` 0 left, 1 right) or the whole frame (None), and contrasts with the background."""
     shape = str(rng.choice(SHAPES))
     behind = np.array(BACKGROUNDS[background])
     colour = str(rng.choice([c for c, rgb in COLOURS.items() if np.linalg.norm(np.array(rgb) - behind) > CONTRAST]))
     motions = MOTIONS if slot is None else _UPRIGHT
     motion = str(rng.choice([m for m in motions if not (m == "rotate" and shape in _ROUND)]))
-    size = str(rng.choice(list(SIZES))) if slot is None else "small"
+    size = str(rng.choice(list(sizes))) if slot is None else "small"
     path = {"bounce": (0, BOUNCE / 2), "orbit": (ORBIT, ORBIT)}.get(motion) or tuple(
         abs(d) * TRAVEL / 2 for d in DIRECTIONS.get(motion, (0, 0))
     )

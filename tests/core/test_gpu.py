@@ -1,0 +1,26 @@
+import pytest
+import torch
+
+from vidcore.systems.vdm import UNet3D, VDMConfig
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-3), (torch.bfloat16, 0.06), (torch.float16, 0.01)])
+def test_network_on_the_gpu_agrees_with_the_cpu(dtype, bound):
+    torch.manual_seed(0)
+    net = UNet3D(VDMConfig.tiny()).eval()
+    z, log_snr, text = torch.randn(2, 3, 4, 16, 16), torch.tensor([1.5, -2.0]), torch.randn(2, 5, 16)
+    expected = net(z, log_snr, text)
+    there = net.to("cuda", dtype)(z.to("cuda", dtype), log_snr.cuda(), text.to("cuda", dtype)).float().cpu()
+    assert (there - expected).norm() / expected.norm() < bound
+
+
+@torch.no_grad()
+def test_more_pixels_than_one_kernel_launch_takes():
+    """Temporal attention has one batch entry per pixel; above 65535 it is split."""
+    from vidcore.layers.attention import attention
+
+    q, k, v = (torch.randn(70_000, 3, 8, device="cuda") for _ in range(3))
+    torch.testing.assert_close(attention(q, k, v, 2)[-9:], attention(q[-9:], k[-9:], v[-9:], 2), atol=1e-5, rtol=1e-5)
