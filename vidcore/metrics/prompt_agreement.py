@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..codec.pixel import PixelCodec
 from ..data.shapes import Scene, caption, random_scene
 from ..denoise import Denoiser
 from ..guide.cfg import with_cfg
@@ -60,7 +61,7 @@ def clips(net, encoder, asked: list[Scene], protocol: Protocol, report=lambda do
         context = encoder(torch.tensor([vocabulary.encode(caption(scene)) for scene in part]))
         shape = (len(part), 3, protocol.frames, protocol.size, protocol.size)
         x = sample_clip(denoiser, net.config.schedule, shape, protocol.steps, step, number, context=context)
-        made.append((x.clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 4, 1).numpy())
+        made.append((PixelCodec().decode(x) / 2 + 0.5).permute(0, 2, 3, 4, 1).numpy())
         report(first + len(part))
     return np.concatenate(made)
 
