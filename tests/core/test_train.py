@@ -72,7 +72,7 @@ def test_a_run_cut_in_three_ends_in_the_same_bits(tmp_path):
 
 
 def test_training_lowers_the_loss_and_exports_a_model_that_loads(tmp_path):
-    text = RECIPE.replace("steps = 5", "steps = 60").replace("lr_end = 1e-4", "")
+    text = RECIPE.replace("steps = 5", "steps = 120").replace("lr_end = 1e-4", "")
     train(recipe(tmp_path, text), tmp_path, report=quiet)
     curve = [json.loads(line) for line in (tmp_path / "out" / "tiny.curve.jsonl").read_text().splitlines()]
     assert curve[-1]["loss"] < 0.8 * curve[0]["loss"]

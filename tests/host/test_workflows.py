@@ -31,14 +31,14 @@ def render(server, tools, output, name, *settings):
     return output(item)
 
 
-def test_text_to_video_shows_one_thing_in_the_colours_of_its_prompt(server, tools, output):
-    """How often shape and motion agree too is a figure of the model's card, not yet something to rely on."""
+def test_text_to_video_shows_what_its_prompt_says(server, tools, output):
+    """For the prompt and seed that ship; how often any other agrees is a figure of the model's card."""
     path = render(server, tools, output, "text_to_video")
     info = probe(path)
     assert (info.frames, info.height, info.width, float(info.rate)) == (8, 512, 512, 8.0)
     clip = read_frames(path)[:, 8::16, 8::16].numpy() / 255  # back to the model's 32 x 32
-    found = agreement(clip, Scene((Thing("star", "red", "large", "left"),), "dark blue"))
-    assert found["background"] and found["colour"] and found["count"], f"{found}: {observe(clip)}"
+    found = agreement(clip, Scene((Thing("circle", "red", "large", "left"),), "dark blue"))
+    assert all(found.values()), f"{found}: {observe(clip)}"
 
 
 def test_settings_change_the_video(server, tools, output):
