@@ -216,7 +216,10 @@ def existing_host(path: Path, python: Path | None) -> Host:
 
 
 def has_gpu(python: Path) -> bool:
-    code = "import torch; print(any(getattr(torch, kind).is_available() for kind in ('cuda', 'mps', 'xpu')))"
+    code = (
+        "import torch; xpu = getattr(torch, 'xpu', None); "
+        "print(torch.cuda.is_available() or torch.backends.mps.is_available() or bool(xpu and xpu.is_available()))"
+    )
     return subprocess.run([str(python), "-c", code], capture_output=True, text=True).stdout.strip() == "True"
 
 

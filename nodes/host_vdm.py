@@ -73,7 +73,7 @@ class EpsSampling(CosineSampling, comfy.model_sampling.EPS):
 
 
 class VSampling(CosineSampling, comfy.model_sampling.V_PREDICTION):
-    """Both signs of v are in use; the host's x-hat = alpha^2 x - alpha sigma v is VDM's alpha z - sigma v."""
+    """With the host's state x = z / alpha, its x-hat = alpha^2 x - sigma v is VDM's alpha z - sigma v."""
 
 
 class HostUNet3D(UNet3D):

@@ -5,7 +5,7 @@ background, components, centroids, and templates given by their outline's radius
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -34,7 +34,6 @@ class Seen:
     motion: str
     path: np.ndarray
     area: np.ndarray
-    rgb: np.ndarray = field(repr=False, default=None)
 
 
 @dataclass
@@ -281,7 +280,7 @@ def _describe(track: list[_Blob | None], height: int, width: int) -> Seen:
     area = np.array([math.nan if b is None else b.area / (height * width) for b in track])
     shape = _shape(found)
     rgb = np.median([b.rgb for b in found], axis=0)
-    return Seen(shape, _nearest(rgb, COLOURS), _motion(path, area, _turned(track, shape)), path, area, rgb)
+    return Seen(shape, _nearest(rgb, COLOURS), _motion(path, area, _turned(track, shape)), path, area)
 
 
 def agreement(clip: np.ndarray, scene: Scene) -> dict[str, bool]:

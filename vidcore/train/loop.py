@@ -102,6 +102,3 @@ def train(config: TrainConfig, root: Path, stop_after: int | None = None, report
         if (step + 1) % config.save_every == 0 or step + 1 == last:
             save(step + 1)
     return loss_value
-
-
-__all__ = ["step_generator", "train"]
