@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from vidcore.denoise import Denoiser, to_x0
-from vidcore.guide.cfg import guided, with_cfg
+from vidcore.guide.cfg import guided, oscillating, with_cfg, within
 from vidcore.schedule import alpha_sigma
 from vidcore.systems.vdm import UNet3D, VDMConfig
 
@@ -39,6 +39,21 @@ def test_scale_one_is_the_conditional_alone_and_zero_context_is_no_context(denoi
     z, t, context, _ = inputs()
     assert torch.equal(with_cfg(denoiser, 1.0)(z, t, context), denoiser(z, t, context=context))
     assert torch.equal(denoiser(z, t, context=torch.zeros_like(context)), denoiser(z, t))
+
+
+@torch.no_grad()
+def test_a_scale_may_follow_time(denoiser):
+    z, _, context, _ = inputs()
+    scheduled = with_cfg(denoiser, within(4.0, 0.3, 0.7))
+    for t, scale in ((0.2, 1.0), (0.3, 4.0), (0.5, 4.0), (0.71, 1.0)):
+        t = torch.full((2,), t, dtype=torch.float64)
+        assert torch.equal(scheduled(z, t, context), with_cfg(denoiser, scale)(z, t, context))
+
+
+def test_oscillating_guidance_by_steps():
+    times = torch.linspace(1, 0, 9, dtype=torch.float64)[:-1]
+    scale = oscillating(8.0, 1.0, times, first=3)
+    assert [scale(float(t)) for t in times] == [8, 8, 8, 1, 8, 1, 8, 1]
 
 
 def test_guiding_eps_or_v_or_x0_is_the_same():

@@ -9,7 +9,8 @@ from functools import partial
 import pytest
 import torch
 
-from vidcore.sample import Level, ancestral_step, ddim_step, sample, sample_clip, uniform_times
+from vidcore.denoise import to_eps, to_x0
+from vidcore.sample import Level, ancestral_step, ddim_step, langevin_step, sample, sample_clip, uniform_times
 from vidcore.schedule import CosineSchedule, alpha_sigma
 
 MEAN, VARIANCE = 0.6, 0.35
@@ -25,17 +26,20 @@ def grid(steps):
     return [Level(a, s) for a, s in zip(alphas.tolist(), sigmas.tolist())]
 
 
-def outcome(step, steps):
+def outcome(step, steps, corrector=None):
     """(mean, variance) of the sampler's output when it starts from N(0, 1)."""
     mean, variance = torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
     zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
     for now, then in zip(grid(steps), grid(steps)[1:]):
-        take = lambda z, noise: step(z, ideal(z, now), now, then, noise)  # noqa: E731, B023
-        constant = take(zero, zero)
-        mean, variance = (
-            take(mean, zero),
-            (take(one, zero) - constant) ** 2 * variance + (take(zero, one) - constant) ** 2,
-        )
+        moves = [lambda z, noise: step(z, ideal(z, now), now, then, noise)]  # noqa: B023
+        if corrector is not None:
+            moves.append(lambda z, noise: corrector(z, ideal(z, then), then, noise))  # noqa: B023
+        for take in moves:
+            constant = take(zero, zero)
+            mean, variance = (
+                take(mean, zero),
+                (take(one, zero) - constant) ** 2 * variance + (take(zero, one) - constant) ** 2,
+            )
     return float(mean), float(variance)
 
 
@@ -75,6 +79,56 @@ def test_one_ancestral_step_against_bayes_rule(gamma, name):
     assert float(out) == pytest.approx(mean, rel=1e-9)
     deviation = float(ancestral_step(z, torch.tensor(x, dtype=torch.float64), t, s, one, gamma) - out)
     assert deviation**2 == pytest.approx({"lower": 1 / precision, "upper": noise}[name], rel=1e-9)
+
+
+@pytest.mark.parametrize("lam", [-3.0, 0.0, 2.0])
+@pytest.mark.parametrize("delta", [0.1, 0.02])
+def test_langevin_keeps_the_noisy_data_s_distribution(lam, delta):
+    """From N(alpha m, s^2), s^2 = alpha^2 c + sigma^2, one step gives the same mean and a variance of
+    s^2 + delta^2 sigma^4 / (4 s^2): right to second order in delta."""
+    level = Level(*(float(v) for v in alpha_sigma(torch.tensor(lam, dtype=torch.float64))))
+    spread = level.alpha**2 * VARIANCE + level.sigma**2
+    zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    move = lambda z, noise: langevin_step(z, ideal(z, level), level, noise, delta)  # noqa: E731
+    centre = one * level.alpha * MEAN
+    assert float(move(centre, zero)) == pytest.approx(float(centre))
+    slope, push = float(move(centre + 1, zero) - centre), float(move(centre, one) - centre)
+    assert slope**2 * spread + push**2 == pytest.approx(spread + delta**2 * level.sigma**4 / (4 * spread))
+
+
+def test_langevin_with_step_zero_changes_nothing_and_forms_agree():
+    """The step is written for x-hat; nets that predict eps or v reach it by `to_x0`, and give the paper's formula."""
+    level = Level(*(float(v) for v in alpha_sigma(torch.tensor(0.4, dtype=torch.float64))))
+    z, noise, eps = (torch.randn(5, dtype=torch.float64) for _ in range(3))
+    paper = z - 0.05 * level.sigma * eps + 0.1**0.5 * level.sigma * noise
+    x0 = (z - level.sigma * eps) / level.alpha
+    v = level.alpha * eps - level.sigma * x0
+    for prediction, output in (("eps", eps), ("v", v)):
+        estimate = to_x0(prediction, output, z, torch.tensor(level.alpha), torch.tensor(level.sigma))
+        torch.testing.assert_close(langevin_step(z, estimate, level, noise).float(), paper.float(), atol=1e-5, rtol=1e-5)
+    assert torch.equal(langevin_step(z, x0, level, noise, delta=0.0), z)
+    torch.testing.assert_close(to_eps(x0, z, *level), eps)
+
+
+@pytest.mark.parametrize("step", [ddim_step, partial(ancestral_step, gamma=0.0)])
+def test_the_corrector_repairs_what_few_steps_got_wrong(step):
+    error = {c: abs(outcome(step, 12, c)[1] - VARIANCE) for c in (None, langevin_step)}
+    assert error[langevin_step] < error[None], error
+    mean, variance = outcome(step, 1000, langevin_step)
+    assert mean == pytest.approx(MEAN, abs=2e-3) and variance == pytest.approx(VARIANCE, abs=6e-3)
+
+
+def test_the_corrector_runs_between_levels_and_not_after_the_last():
+    seen = []
+
+    def corrector(z, x0, now, noise):
+        seen.append(now)
+        return z
+
+    levels = grid(4)[:-1] + [Level(1.0, 0.0)]
+    z = torch.zeros(2, dtype=torch.float64)
+    sample(lambda z, i: ideal(z, levels[i]), z, levels, ddim_step, lambda: z, corrector=corrector)
+    assert seen == levels[1:-1]
 
 
 def test_ddim_does_not_care_how_the_process_is_scaled():

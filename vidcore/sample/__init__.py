@@ -2,6 +2,7 @@
 
 from .ancestral import ancestral_step
 from .ddim import ddim_step
+from .langevin import langevin_step
 from .loop import Level, sample, sample_clip, uniform_times
 
-__all__ = ["Level", "ancestral_step", "ddim_step", "sample", "sample_clip", "uniform_times"]
+__all__ = ["Level", "ancestral_step", "ddim_step", "langevin_step", "sample", "sample_clip", "uniform_times"]
