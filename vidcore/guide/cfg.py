@@ -24,7 +24,7 @@ def within(scale: float, low: float, high: float) -> Callable[[float], float]:
 
 
 def oscillating(high: float, low: float, times: Tensor, first: int = 0) -> Callable[[float], float]:
-    """``high`` for the first ``first`` steps, then ``low`` and ``high`` in turn (Ho et al. 2022, arXiv 2210.02303, sec. 2.8).
+    """``high`` for the first ``first`` steps, then ``low`` and ``high`` in turn (Ho et al. 2022, arXiv 2210.02303).
 
     Args:
         times: the times at which the sampler evaluates the model, from high to low.

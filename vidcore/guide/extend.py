@@ -37,19 +37,15 @@ def stream(
         raise ValueError(f"the overlap must be at least 0 and below the window of {window} frames, got {overlap}")
     if length < window:
         raise ValueError(f"the clip must have at least the window's {window} frames, got {length}")
-    start, tail = 0, None
-    while True:
-        measurements = list(evidence(start, start + window))
-        shared = 0
-        if tail is not None:
-            shared = done - start
-            measurements.append(known_frames(tail[:, :, -shared:], range(shared), window)) if shared else None
-        block = make(measurements, start)
-        yield block[:, :, shared:]
+    start, done, last = 0, 0, None
+    while done < length:
+        measurements, shared = list(evidence(start, start + window)), done - start
+        if shared:
+            measurements.append(known_frames(last[:, :, -shared:], range(shared), window))
+        last = make(measurements, start)
+        yield last[:, :, shared:]
         done = start + window
-        if done == length:
-            return
-        tail, start = block, min(done - overlap, length - window)
+        start = min(done - overlap, length - window)
 
 
 def extension(frames: Tensor) -> Evidence:
@@ -63,7 +59,7 @@ def extension(frames: Tensor) -> Evidence:
 
 
 def interpolation(frames: Tensor, factor: int) -> Evidence:
-    """``factor`` times the frame rate: the given frames, B C K H W, stand ``factor`` apart in a clip of (K - 1) factor + 1."""
+    """``factor`` times the frame rate: K given frames, B C K H W, stand ``factor`` apart in (K - 1) factor + 1."""
 
     def evidence(start: int, stop: int) -> list[Known]:
         first = -(-start // factor)
