@@ -3,9 +3,12 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import folders
+from .extend import ExtendVideo, SpatialUpsample, TemporalUpsample
+from .guide import ReconstructionGuide
 from .latent import EmptyVideoLatent
 from .load import LoadVideoModel
 from .sample import SampleVideo
+from .samplers import SamplerVDM
 
 
 class VidCore(ComfyExtension):
@@ -13,4 +16,7 @@ class VidCore(ComfyExtension):
         folders.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadVideoModel, EmptyVideoLatent, SampleVideo]
+        return [
+            LoadVideoModel, EmptyVideoLatent, SampleVideo, SamplerVDM,
+            ReconstructionGuide, TemporalUpsample, ExtendVideo, SpatialUpsample,
+        ]  # fmt: skip

@@ -76,6 +76,10 @@ class VSampling(CosineSampling, comfy.model_sampling.V_PREDICTION):
     """With the host's state x = z / alpha, its x-hat = alpha^2 x - sigma v is VDM's alpha z - sigma v."""
 
 
+class X0Sampling(CosineSampling, comfy.model_sampling.X0):
+    pass
+
+
 class HostUNet3D(UNet3D):
     """The network under the host's calling convention."""
 
@@ -90,7 +94,7 @@ class HostUNet3D(UNet3D):
 class VDMModel(comfy.model_base.BaseModel):
     def __init__(self, model_config, device=None):
         super().__init__(model_config, device=device, unet_model=HostUNet3D)
-        sampling = {"eps": EpsSampling, "v": VSampling}[model_config.unet_config["config"].prediction]
+        sampling = {"eps": EpsSampling, "v": VSampling, "x0": X0Sampling}[model_config.unet_config["config"].prediction]
         self.model_sampling = sampling(model_config)
 
 
@@ -104,7 +108,7 @@ class VDMSupport(comfy.supported_models_base.BASE):
         super().__init__({"config": config})
         self.sampling_settings["schedule"] = config.schedule
         # The host reserves area * bytes * 0.01 * factor MiB. About 60 maps of the base width are alive at full size.
-        self.memory_usage_factor = 60 * config.channels / (0.01 * 2**20)
+        self.memory_usage_factor = 60 * config.channels / config.patch**2 / (0.01 * 2**20)
 
     def get_model(self, state_dict, prefix="", device=None):
         return VDMModel(self, device=device)

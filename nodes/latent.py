@@ -19,10 +19,10 @@ class EmptyVideoLatent(io.ComfyNode):
             search_aliases=["empty clip", "pixel latent", "video size", "new video"],
             inputs=[
                 io.Int.Input(
-                    "width", default=32, min=8, max=MAX_SIZE, step=4,
+                    "width", default=32, min=8, max=MAX_SIZE, step=8,
                     tooltip="Width in pixels. Best the size that the model was trained on; its card says which.",
                 ),
-                io.Int.Input("height", default=32, min=8, max=MAX_SIZE, step=4, tooltip="Height in pixels."),
+                io.Int.Input("height", default=32, min=8, max=MAX_SIZE, step=8, tooltip="Height in pixels."),
                 io.Int.Input("frames", default=8, min=1, max=MAX_FRAMES, tooltip="Frames per clip; 1 makes a picture."),
                 io.Int.Input("batch_size", default=1, min=1, max=256, tooltip="How many clips to make at once."),
             ],

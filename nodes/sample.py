@@ -40,7 +40,8 @@ class SampleVideo(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "sampler", options=SAMPLERS, default=SAMPLERS[0],
-                    tooltip="ddim: deterministic. vdm_ancestral: that of Video Diffusion Models. The rest are ComfyUI's.",
+                    tooltip="ddim: deterministic. vdm_ancestral, vdm_predictor_corrector: those of Video Diffusion Models; "
+                    "the second evaluates the model twice per step. The rest are ComfyUI's.",
                 ),
                 io.Combo.Input(
                     "schedule", options=SCHEDULES, default=PAPER_SCHEDULE,
@@ -48,12 +49,16 @@ class SampleVideo(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "gamma", default=0.3, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-                    tooltip="For vdm_ancestral only: how much noise each step adds, from the least (0) to the most (1) "
+                    tooltip="For VDM's samplers only: how much noise each step adds, from the least (0) to the most (1) "
                     "that the theory allows. The paper uses 0.3 for text.",
                 ),
                 io.Float.Input(
                     "denoise", default=1.0, min=0.01, max=1.0, step=0.01, optional=True,
                     tooltip="1 starts from pure noise; less keeps more of the given clip.",
+                ),
+                io.Float.Input(
+                    "delta", default=0.1, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
+                    tooltip="For vdm_predictor_corrector only: the size of its Langevin step. The paper uses 0.1.",
                 ),
             ],
             outputs=[io.Latent.Output(tooltip="The denoised clip, for VAE Decode.")],
@@ -61,7 +66,19 @@ class SampleVideo(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, negative, latent_image, seed, steps, guidance_scale, sampler, schedule, gamma=0.3, denoise=1.0
+        cls,
+        model,
+        positive,
+        negative,
+        latent_image,
+        seed,
+        steps,
+        guidance_scale,
+        sampler,
+        schedule,
+        gamma=0.3,
+        denoise=1.0,
+        delta=0.1,
     ) -> io.NodeOutput:
         latent = dict(latent_image)
         samples = comfy.sample.fix_empty_latent_channels(
@@ -77,7 +94,7 @@ class SampleVideo(io.ComfyNode):
             model,
             noise,
             guidance_scale,
-            make_sampler(sampler, gamma),
+            make_sampler(sampler, gamma, delta),
             sigmas,
             positive,
             negative,

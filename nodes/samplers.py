@@ -1,28 +1,29 @@
-"""This pack's samplers as the host's SAMPLER objects."""
+"""This pack's samplers as the host's SAMPLER objects, and the node that hands them out."""
 
 from functools import partial
 
 import comfy.model_sampling
 import comfy.samplers
 import torch
+from comfy_api.latest import io
 
-from ..vidcore.sample import Level, ancestral_step, ddim_step
+from ..vidcore.sample import Level, ancestral_step, ddim_step, langevin_step
 from ..vidcore.sample import sample as walk
 
 PAPER_SCHEDULE = "uniform_time"
 SCHEDULES = [PAPER_SCHEDULE, *comfy.samplers.SCHEDULER_NAMES]
 # Ours first; the host's "ddim" is its Euler sampler, which ours equals, so the name is listed once.
-OURS = ["ddim", "vdm_ancestral"]
+OURS = ["ddim", "vdm_ancestral", "vdm_predictor_corrector"]
 SAMPLERS = [*OURS, *(name for name in comfy.samplers.SAMPLER_NAMES if name not in OURS)]
 
 
-def make_sampler(name: str, gamma: float = 0.3) -> comfy.samplers.Sampler:
-    """A SAMPLER by its name in `SAMPLERS`; ``gamma`` belongs to vdm_ancestral."""
-    if name == "ddim":
-        return comfy.samplers.KSAMPLER(_sampler_function(ddim_step))
-    if name == "vdm_ancestral":
-        return comfy.samplers.KSAMPLER(_sampler_function(partial(ancestral_step, gamma=gamma)))
-    return comfy.samplers.sampler_object(name)
+def make_sampler(name: str, gamma: float = 0.3, delta: float = 0.1) -> comfy.samplers.Sampler:
+    """A SAMPLER by its name in `SAMPLERS`; ``gamma`` belongs to the two of VDM, ``delta`` to the predictor-corrector."""
+    if name not in OURS:
+        return comfy.samplers.sampler_object(name)
+    step = ddim_step if name == "ddim" else partial(ancestral_step, gamma=gamma)
+    corrector = partial(langevin_step, delta=delta) if name == "vdm_predictor_corrector" else None
+    return comfy.samplers.KSAMPLER(_sampler_function(step, corrector))
 
 
 def make_sigmas(sampling, schedule: str, sampler: str, steps: int, denoise: float = 1.0) -> torch.Tensor:
@@ -55,7 +56,7 @@ def host_level(sampling, sigma: float) -> tuple[Level, float]:
     return Level(alpha, sigma * alpha), alpha
 
 
-def _sampler_function(step):
+def _sampler_function(step, corrector=None):
     """A function under the host's calling convention for samplers, around one step of ours."""
 
     def function(model, x, sigmas, extra_args=None, callback=None, disable=None):
@@ -67,15 +68,48 @@ def _sampler_function(step):
         torch.randn(x.shape, generator=generator)  # the starting noise was this draw: do not repeat it
 
         def denoise(z, i):
-            state = z / scales[i]
-            x0 = model(state.float(), sigmas[i] * x.new_ones(x.shape[0]), **extra_args)
-            if callback is not None:
-                callback({"x": state, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": x0})
-            return x0
+            return model((z / scales[i]).float(), sigmas[i] * x.new_ones(x.shape[0]), **extra_args)
 
         def noise():
             return torch.randn(x.shape, generator=generator).to(x)
 
-        return walk(denoise, x * scales[0], list(levels), step, noise) / scales[-1]
+        def report(i, x0, z):
+            if callback is not None:
+                sigma = sigmas[i]
+                callback({"x": z / scales[i], "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": x0})
+
+        return walk(denoise, x * scales[0], list(levels), step, noise, report, corrector) / scales[-1]
 
     return function
+
+
+class SamplerVDM(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SamplerVDM",
+            display_name="Sampler VDM",
+            category="video/sampling",
+            description="The samplers of Video Diffusion Models as a SAMPLER, for SamplerCustomAdvanced and any model.",
+            search_aliases=["ancestral", "predictor corrector", "langevin", "ddim", "vdm sampler"],
+            inputs=[
+                io.Combo.Input(
+                    "sampler", options=OURS, default="vdm_ancestral",
+                    tooltip="vdm_predictor_corrector follows every ancestral step by one of Langevin dynamics, and so "
+                    "evaluates the model twice per step.",
+                ),
+                io.Float.Input(
+                    "gamma", default=0.3, min=0.0, max=1.0, step=0.01,
+                    tooltip="How much noise each ancestral step adds, from the least (0) to the most (1) that the theory "
+                    "allows. The paper has 0.3 for text, and 0 with the corrector.",
+                ),
+                io.Float.Input(
+                    "delta", default=0.1, min=0.0, max=1.0, step=0.01, tooltip="Size of a Langevin step; 0.1 in the paper."
+                ),
+            ],
+            outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, sampler, gamma, delta) -> io.NodeOutput:
+        return io.NodeOutput(make_sampler(sampler, gamma, delta))

@@ -23,6 +23,7 @@ def server(tmp_path_factory):
     (base / "elsewhere").mkdir()
     paths = base / "extra_model_paths.yaml"
     paths.write_text(f"mine:\n  base_path: {base}\n  video_diffusion: elsewhere\n", encoding="utf-8")
+    shutil.copytree(ROOT / "tests" / "host" / "helpers", base / "custom_nodes" / "vidcore_test_helpers")
     host = start.Host(Path(tree), Path(sys.executable), own=True)
     with start.Server(host, base, cpu=True, extra=("--extra-model-paths-config", paths)) as running:
         yield running

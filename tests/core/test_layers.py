@@ -39,7 +39,7 @@ def test_a_batch_above_the_limit_is_split_without_a_trace(monkeypatch):
 
 @torch.no_grad()
 def test_temporal_attention_against_shaw():
-    """Keys are shifted by a vector per offset j - i as seen from query i (Shaw et al. 2018, eq. 4)."""
+    """Keys and values are shifted by vectors per offset j - i as seen from query i (Shaw et al. 2018, eqs. 3 and 4)."""
     layer = randomise(TemporalAttention(8, 4, max_frames=3)).double()
     x = torch.randn(2 * 5, 8, 2, 3, dtype=torch.float64)
     out = layer(x, frames=5)
@@ -54,8 +54,9 @@ def test_temporal_attention_against_shaw():
                     part = slice(4 * h, 4 * h + 4)
                     for i in range(5):
                         offsets = [max(-2, min(2, j - i)) + 2 for j in range(5)]
-                        keys = k[:, part] + layer.offset.weight[offsets]
-                        mixed[i, part] = (keys @ q[i, part] / 2).softmax(0) @ v[:, part]
+                        keys = k[:, part] + layer.key_offset.weight[offsets]
+                        values = v[:, part] + layer.value_offset.weight[offsets]
+                        mixed[i, part] = (keys @ q[i, part] / 2).softmax(0) @ values
                 expected = x.unflatten(0, (2, 5))[b, :, :, row, column] + layer.out(mixed)
                 torch.testing.assert_close(out.unflatten(0, (2, 5))[b, :, :, row, column], expected)
 
@@ -81,8 +82,17 @@ def test_order_of_frames_matters_only_through_the_offsets():
     layer = randomise(TemporalAttention(8, 4, max_frames=4))
     x = torch.randn(4, 8, 2, 2)
     assert not torch.allclose(layer(x.flip(0), 4).flip(0), layer(x, 4), atol=1e-3)
-    layer.offset.weight.zero_()
+    layer.key_offset.weight.zero_()
+    assert not torch.allclose(layer(x.flip(0), 4).flip(0), layer(x, 4), atol=1e-3)
+    layer.value_offset.weight.zero_()
     torch.testing.assert_close(layer(x.flip(0), 4).flip(0), layer(x, 4), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_frames_that_look_alike_still_know_their_place():
+    layer = randomise(TemporalAttention(8, 4, max_frames=4))
+    out = layer(torch.randn(1, 8, 2, 2).expand(4, -1, -1, -1), 4)
+    assert torch.cdist(out.flatten(1), out.flatten(1)).fill_diagonal_(9).min() > 0.01
 
 
 @torch.no_grad()

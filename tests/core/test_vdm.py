@@ -1,9 +1,13 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import pixel_unshuffle
 
 from vidcore import weights
+from vidcore.layers.attention import TemporalAttention
+from vidcore.schedule import alpha_sigma, expand_as
 from vidcore.systems.vdm import CONFIGS, UNet3D, VDMConfig, vdm_loss
 from vidcore.systems.vdm.checkpoint import from_info, load_vdm, to_info, to_tensors
 from vidcore.text import TextConfig, TextEncoder
@@ -93,6 +97,56 @@ def test_loss_of_known_outputs():
     x = torch.full((64, 3, 4, 16, 16), 0.5)
     loss = float(vdm_loss(net, x, torch.Generator().manual_seed(0)).detach())
     assert loss == pytest.approx(0.5 + 0.5 * 0.25, rel=0.03)  # t is uniform and alpha^2 averages one half
+
+
+def test_the_x0_loss_is_the_v_loss_of_the_same_estimate():
+    """At noise above the cap: |x - x-hat|^2 (SNR + 1) = |v - v-hat|^2 with v-hat = (alpha z - x-hat) / sigma."""
+    guess = torch.rand(8, 3, 2, 4, 4) * 2 - 1
+
+    class Fixed(torch.nn.Module):
+        def __init__(self, prediction):
+            super().__init__()
+            self.config = replace(VDMConfig.tiny(), prediction=prediction)
+
+        def forward(self, z, log_snr, *_):
+            alpha, sigma = (expand_as(s, z) for s in alpha_sigma(log_snr))
+            return guess if self.config.prediction == "x0" else (alpha * z - guess) / sigma
+
+    x = torch.rand(8, 3, 2, 4, 4) * 2 - 1
+    in_x, in_v = (
+        float(vdm_loss(Fixed(p), x, torch.Generator().manual_seed(0), time_power=0.1)) for p in ("x0", "v")
+    )  # t = u^0.1 stays above 0.7
+    assert in_x == pytest.approx(in_v, rel=1e-4)
+    # Faint noise: every weight is the cap.
+    capped = float(vdm_loss(Fixed("x0"), x, torch.Generator().manual_seed(0), time_power=20.0))
+    assert capped == pytest.approx(10 * float((x - guess).square().mean()), rel=0.15)
+
+
+@torch.no_grad()
+def test_patches_are_folded_into_channels():
+    folded, plain = make(patch=2, size=32), make(size=16, in_channels=12)
+    plain.load_state_dict(folded.state_dict())
+    z, log_snr = torch.randn(2, 3, 4, 32, 32), torch.zeros(2)
+    fold = lambda x: pixel_unshuffle(x.transpose(1, 2), 2).transpose(1, 2)  # noqa: E731
+    assert torch.equal(fold(folded(z, log_snr)), plain(fold(z), log_snr))
+    assert folded.config.stride == 4
+
+
+@torch.no_grad()
+def test_places_tell_frames_apart_and_pictures_have_none():
+    net = make(places=4)
+    z = torch.randn(1, 3, 1, 16, 16).expand(-1, -1, 5, -1, -1)  # the same frame five times
+    for part in net.modules():  # leave relative positions out of it
+        if isinstance(part, TemporalAttention):
+            part.key_offset.weight.zero_()
+            part.value_offset.weight.zero_()
+    log_snr = torch.zeros(1)
+    clip = net(z, log_snr)
+    assert torch.cdist(clip[0].transpose(0, 1).flatten(1), clip[0].transpose(0, 1).flatten(1)).fill_diagonal_(9).min() > 1e-3
+    joint = net(z, log_snr, images=2)
+    alone = net(z[:, :, :1], log_snr)
+    torch.testing.assert_close(joint[:, :, 3:], alone.expand(-1, -1, 2, -1, -1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(joint[:, :, :3], net(z[:, :, :3], log_snr), atol=1e-5, rtol=1e-5)
 
 
 def test_loss_repeats_with_its_generator_and_drops_captions():

@@ -4,7 +4,7 @@ MODEL = "shapes-vdm.safetensors"
 TEXT = "a large red star moves left over a dark blue background"
 
 
-def node(kind, **inputs):
+def node(kind, /, **inputs):
     return {"class_type": kind, "inputs": inputs}
 
 

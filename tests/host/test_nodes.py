@@ -19,7 +19,10 @@ def inputs_of(info):
 
 def test_every_node_is_there_and_no_stock_node_has_its_name(ours):
     """The host keeps its own node where a pack brings one of the same name, so ours would be missing here."""
-    assert set(ours) == {"LoadVideoModel", "EmptyVideoLatent", "SampleVideo"}
+    assert set(ours) == {
+        "LoadVideoModel", "EmptyVideoLatent", "SampleVideo", "SamplerVDM",
+        "ReconstructionGuide", "TemporalUpsample", "ExtendVideo", "SpatialUpsample",
+    }  # fmt: skip
 
 
 def test_every_input_and_output_explains_itself(ours):
@@ -59,6 +62,9 @@ def test_english_texts_are_those_of_the_nodes(ours):
             assert texts[name]["inputs"][key]["tooltip"] == spec[1]["tooltip"], f"{name}.{key}"
 
 
+WINDOWS = ["seed", "steps", "guidance_scale", "sampler", "schedule", "weight", "window", "overlap"]
+
+
 def test_input_order_is_kept_for_saved_workflows(ours):
     """Saved workflows hold widget values by position: new inputs go to the end, and these lists only grow."""
     released = {
@@ -66,8 +72,16 @@ def test_input_order_is_kept_for_saved_workflows(ours):
         "EmptyVideoLatent": ["width", "height", "frames", "batch_size"],
         "SampleVideo": [
             "model", "positive", "negative", "latent_image", "seed", "steps", "guidance_scale", "sampler", "schedule",
-            "gamma", "denoise",
+            "gamma", "denoise", "delta",
         ],
+        "SamplerVDM": ["sampler", "gamma", "delta"],
+        "ReconstructionGuide": [
+            "model", "kind", "weight", "latent", "image", "vae", "mask", "frames", "start_percent", "end_percent", "every",
+            "measured_in", "memory_saver",
+        ],
+        "TemporalUpsample": ["model", "positive", "negative", "vae", "image", "factor", *WINDOWS],
+        "ExtendVideo": ["model", "positive", "negative", "vae", "image", "new_frames", *WINDOWS],
+        "SpatialUpsample": ["model", "positive", "negative", "vae", "image", "factor", *WINDOWS, "time_factor"],
     }  # fmt: skip
     for name, order in released.items():
         now = ours[name]["input_order"]

@@ -223,7 +223,7 @@ def test_bad_latents_and_prompts_get_one_clear_message_each(server, run):
         ({**loaded(text="a red " + "star " * 30), "5": sample()}, "at most 24 words"),
         ({**loaded(), **from_file("four.latent"), "5": sample()}, "takes latents of batch x 3 x frames x height x width"),
         ({**loaded(), **from_file("nan.latent"), "5": sample()}, "NaN or infinite"),
-        ({**loaded(), **from_file("odd.latent"), "5": sample()}, "multiples of 4"),
+        ({**loaded(), **from_file("odd.latent"), "5": sample()}, "multiples of 8"),
         ({**loaded(frames=0), "5": sample()}, "smaller than min"),
         ({**loaded(width=100000), "5": sample()}, "bigger than max"),
         (

@@ -32,7 +32,7 @@ def render(server, tools, output, name, *settings):
 
 
 def test_text_to_video_shows_what_its_prompt_says(server, tools, output):
-    """For the prompt and seed that ship; how often any other agrees is a figure of the model's card."""
+    """For the prompt that ships; how often any other agrees is a figure of the model's card."""
     path = render(server, tools, output, "text_to_video")
     info = probe(path)
     assert (info.frames, info.height, info.width, float(info.rate)) == (8, 512, 512, 8.0)

@@ -29,7 +29,7 @@ def reconstruct(
     z: Tensor,
     alpha: float | Tensor,
     measurements: Sequence[Measurement],
-    weight: float,
+    weight: float | Sequence[float],
     clip: float | None = None,
 ) -> Tensor:
     """x~ at z_t, by one evaluation of ``denoise`` and one walk back through it.
@@ -39,7 +39,8 @@ def reconstruct(
         z: z_t = alpha x + sigma eps, B C T H W (any process; where the state is z / c, pass alpha / c for alpha).
         alpha: the signal's scale in z, a number or broadcastable to ``z``.
         measurements: what is known; none at all gives x-hat.
-        weight: w_r. At 0 nothing is differentiated, and x~ is x-hat with the known values in place.
+        weight: w_r, one for all or one for each measurement. At 0 nothing is differentiated, and x~ is x-hat with the
+            known values in place.
         clip: bound of x~ in absolute value, applied after guidance; None for none.
 
     Returns:
@@ -48,18 +49,20 @@ def reconstruct(
     Raises:
         GuidanceDiverged: if x~ is not finite or is far larger than x-hat and the known values.
     """
-    if weight == 0 or not measurements:
+    weights = list(weight) if isinstance(weight, Sequence) else [weight] * len(measurements)
+    if not any(weights):
         with torch.no_grad():
             x0 = denoise(z)
     else:
         with torch.enable_grad():
             leaf = z.detach().requires_grad_()
             x0 = denoise(leaf)
-            error = sum(m.residual(x0).float().square().sum() for m in measurements)
+            pairs = [(w, m) for w, m in zip(weights, measurements, strict=True) if w]
+            error = sum(w * m.residual(x0).float().square().sum() for w, m in pairs)
             (gradient,) = torch.autograd.grad(error, leaf)
         plain = x0.detach()
-        x0 = plain - weight * alpha / 2 * gradient
-        _check_size(x0, plain, float(error.detach()), weight)
+        x0 = plain - alpha / 2 * gradient
+        _check_size(x0, plain, float(error.detach()) / max(weights), max(weights))
     if clip is not None:
         x0 = x0.clamp(-clip, clip)
     for known in measurements:

@@ -28,17 +28,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None =
         N L (heads d).
     """
     q, k, v = (rearrange(x, "n l (h d) -> n h l d", h=heads) for x in (q, k, v))
-    parts = [
-        F.scaled_dot_product_attention(
-            q[i : i + MAX_BATCH],
-            k[i : i + MAX_BATCH],
-            v[i : i + MAX_BATCH],
-            attn_mask=None if bias is None else bias[i : i + MAX_BATCH],
-        )
-        for i in range(0, q.shape[0], MAX_BATCH)
-    ]
+    kind = q.dtype
+    if q.device.type == "cpu" and kind == torch.bfloat16:  # the CPU kernel's backward is several times slower in bfloat16
+        q, k, v = q.float(), k.float(), v.float()
+    with torch.autocast("cpu", enabled=False):
+        parts = [
+            F.scaled_dot_product_attention(
+                q[i : i + MAX_BATCH],
+                k[i : i + MAX_BATCH],
+                v[i : i + MAX_BATCH],
+                attn_mask=None if bias is None else bias[i : i + MAX_BATCH].to(q.dtype),
+            )
+            for i in range(0, q.shape[0], MAX_BATCH)
+        ]
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return rearrange(out, "n h l d -> n l (h d)")
+    return rearrange(out, "n h l d -> n l (h d)").to(kind)
 
 
 class SpatialAttention(nn.Module):
@@ -62,9 +66,9 @@ class SpatialAttention(nn.Module):
 class TemporalAttention(nn.Module):
     """Self-attention among the frames at one pixel, with learned relative positions; pixels are the batch (VDM section 3).
 
-    Position enters as Shaw et al. 2018 (arXiv 1803.02155, eq. 4): a learned vector per offset j - i is added to key j as
-    seen from query i, which is a query-dependent bias on the logits. Their value term (eq. 3) is left out, which that
-    paper's section 4.3 finds sufficient and which lets the one attention call above serve here too.
+    Positions enter as in Shaw et al. 2018 (arXiv 1803.02155): a learned vector per offset j - i is added to key j as seen
+    from query i (eq. 4) and another one to value j (eq. 3). Without the second, frames that look alike, as frames of
+    pure noise do, could not tell where in the clip they are, whatever the weights of the attention.
 
     In a joint batch the last ``images`` frames of each sample are independent pictures: each attends only to itself
     (VDM section 3), and softmax over one key is the identity, so they take their value and skip the attention.
@@ -79,15 +83,33 @@ class TemporalAttention(nn.Module):
         self.norm = group_norm(channels, operations, **factory)
         self.qkv = operations.Linear(channels, 3 * channels, bias=False, **factory)
         self.out = operations.Linear(channels, channels, **factory)
-        self.offset = operations.Embedding(2 * max_frames - 1, channels // self.heads, **factory)
+        self.key_offset = operations.Embedding(2 * max_frames - 1, channels // self.heads, **factory)
+        self.value_offset = operations.Embedding(2 * max_frames - 1, channels // self.heads, **factory)
 
-    def relative_bias(self, q: Tensor) -> Tensor:
-        """The logits' bias q_i . a_{j-i} / sqrt(d) for queries N T (heads d); returns N heads T T."""
+    @torch.no_grad()
+    def init_places(self) -> None:
+        """Show every frame its place from the first step of training: sinusoids of the offset as values, no keys.
+
+        What a word such as "left" asks of a frame depends on both the word and the place. While either is faint, neither
+        alone helps, and training stays on that plateau.
+        """
+        width = self.value_offset.weight.shape[1]
+        offset = torch.arange(1 - self.max_frames, self.max_frames)[:, None]
+        rates = self.max_frames ** -torch.linspace(0, 1, width // 2)
+        waves = torch.cat([torch.sin(offset * rates), torch.cos(offset * rates)], dim=1)
+        self.value_offset.weight.zero_()[:, : waves.shape[1]] = waves.to(self.value_offset.weight)
+        self.key_offset.weight.zero_()
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention with relative positions, each N T (heads d). A clip is short, so the T x T weights are written out."""
         frames = torch.arange(q.shape[1], device=q.device)
         reach = self.max_frames - 1
-        offset = self.offset((frames[None] - frames[:, None]).clamp(-reach, reach) + reach).to(q.dtype)  # i j d
-        q = rearrange(q, "n i (h d) -> n h i d", h=self.heads)
-        return torch.einsum("nhid,ijd->nhij", q, offset) * q.shape[-1] ** -0.5
+        offset = (frames[None] - frames[:, None]).clamp(-reach, reach) + reach  # i j
+        q, k, v = (rearrange(x, "n t (h d) -> n h t d", h=self.heads) for x in (q, k, v))
+        logits = q @ k.transpose(-1, -2) + torch.einsum("nhid,ijd->nhij", q, self.key_offset(offset).to(q.dtype))
+        weight = (logits * q.shape[-1] ** -0.5).softmax(dim=-1)
+        mixed = weight @ v + torch.einsum("nhij,ijd->nhid", weight, self.value_offset(offset).to(q.dtype))
+        return rearrange(mixed, "n h t d -> n t (h d)")
 
     def forward(self, x: Tensor, frames: int, images: int = 0) -> Tensor:
         """x: (B frames) C H W, of whose ``frames`` the last ``images`` are independent pictures; same shape out."""
@@ -95,11 +117,7 @@ class TemporalAttention(nn.Module):
         tokens = rearrange(self.norm(x), "(b t) c h w -> (b h w) t c", t=frames)
         clip = frames - images
         q, k, v = self.qkv(tokens).chunk(3, dim=-1)
-        mixed = v
         if clip > 1:
-            moving = slice(0, clip)
-            mixed = attention(q[:, moving], k[:, moving], v[:, moving], self.heads, self.relative_bias(q[:, moving]))
-            if images:
-                mixed = torch.cat([mixed, v[:, clip:]], dim=1)
-        tokens = self.out(mixed)
+            v = torch.cat([self.attend(q[:, :clip], k[:, :clip], v[:, :clip]), v[:, clip:]], dim=1)
+        tokens = self.out(v)
         return x + rearrange(tokens, "(b h w) t c -> (b t) c h w", b=x.shape[0] // frames, h=height)

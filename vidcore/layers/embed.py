@@ -18,6 +18,12 @@ def log_snr_features(log_snr: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+def place_features(frames: int, width: int, device=None) -> Tensor:
+    """Where each frame stands in its clip: cos(pi k u) for k = 1 to ``width``, u from 0 (first) to 1 (last); T width."""
+    u = torch.linspace(0, 1, frames, device=device)
+    return torch.cos(math.pi * u[:, None] * torch.arange(1, width + 1, device=device))
+
+
 class AttentionPooling(nn.Module):
     """Token embeddings N L D -> one vector N E: each head averages its values under a learned query (VDM section 5.3.1).
 
@@ -25,7 +31,7 @@ class AttentionPooling(nn.Module):
     zero vector: zero tokens are the paper's unconditional embedding.
     """
 
-    def __init__(self, width: int, out: int, heads: int = 4, operations=nn, **factory):
+    def __init__(self, width: int, out: int, heads: int = 8, operations=nn, **factory):
         super().__init__()
         self.heads = heads
         self.score = operations.Linear(width, heads, bias=False, **factory)

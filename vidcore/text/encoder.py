@@ -44,7 +44,10 @@ class _Layer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Token numbers N L -> embeddings N L D. A prompt without words gives zeros, the unconditional embedding."""
+    """Token numbers N L -> embeddings N L D.
+
+    Places without a word are zero, and so is a prompt without words, the unconditional embedding.
+    """
 
     def __init__(self, config: TextConfig, operations=nn, device=None, dtype=None):
         super().__init__()
@@ -60,4 +63,4 @@ class TextEncoder(nn.Module):
         x = self.word(tokens) + self.position(torch.arange(tokens.shape[1], device=tokens.device))
         for layer in self.layers:
             x = layer(x)
-        return self.norm(x) * (tokens != PAD).any(dim=1)[:, None, None]
+        return self.norm(x) * (tokens != PAD)[:, :, None]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data.shapes.scene import SIZES
+from ..data.shapes.scene import BACKGROUNDS, SIZES
 from ..systems.vdm import VDMConfig
 
 if sys.version_info >= (3, 11):
@@ -34,6 +34,7 @@ class Phase:
         lr_end: at its end, reached linearly; 0 means the same as ``lr``.
         time_power: as in `vdm_loss`; 1 is the paper's uniform time.
         sizes: sizes of things; the middle one is "".
+        backgrounds: what may be behind them.
     """
 
     steps: int
@@ -46,6 +47,7 @@ class Phase:
     lr_end: float = 0.0
     time_power: float = 1.0
     sizes: tuple[str, ...] = tuple(SIZES)
+    backgrounds: tuple[str, ...] = tuple(BACKGROUNDS)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class TrainConfig:
         ema: decay of the averaged weights that are exported.
         warmup: steps over which the learning rate rises from zero.
         weight_decay, beta2, clip: of AdamW, and the gradient norm it is clipped to.
+        bf16: run the network in bfloat16 where that is safe; weights, moments and loss stay in float32.
         save_every: steps between saves.
         text_width, text_layers, text_length: of the text encoder trained along.
         model: the network's sizes.
@@ -80,6 +83,7 @@ class TrainConfig:
     text_layers: int = 2
     text_length: int = 24
     channels_last: bool = field(default=True)
+    bf16: bool = False
 
     @property
     def steps(self) -> int:
@@ -143,8 +147,10 @@ def read_config(path: str | Path) -> TrainConfig:
             raise ConfigError(f"phase {i + 1}.size must be a multiple of {model.stride}, got {phase.size}")
         if min(phase.steps, phase.batch, phase.frames) < 1:
             raise ConfigError(f"phase {i + 1}: steps, batch and frames must be at least 1")
-        if not phase.sizes or not set(phase.sizes) <= set(SIZES):
-            raise ConfigError(f"phase {i + 1}.sizes must be some of {list(SIZES)}, got {list(phase.sizes)}")
+        for name, known in (("sizes", SIZES), ("backgrounds", BACKGROUNDS)):
+            given = list(getattr(phase, name))
+            if not given or not set(given) <= set(known):
+                raise ConfigError(f"phase {i + 1}.{name} must be some of {list(known)}, got {given}")
         if phase.frames > model.longest:
             raise ConfigError(f"phase {i + 1}.frames must be at most model.max_frames = {model.longest}, got {phase.frames}")
     return _build(TrainConfig, {**table, "model": model, "phases": phases}, "recipe")

@@ -25,7 +25,7 @@ def shapes_batch(phase: Phase, vocabulary: Vocabulary, seed: int, step: int, ran
     rng = np.random.default_rng((seed, rank, step))
 
     def example(frames: int, times=None):
-        scene = random_scene(rng, phase.two, sizes=phase.sizes)
+        scene = random_scene(rng, phase.two, sizes=phase.sizes, backgrounds=phase.backgrounds)
         return render(scene, frames, phase.size, times), vocabulary.encode(caption(scene, rng))
 
     clips, tokens, image_tokens = [], [], []

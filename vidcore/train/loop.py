@@ -74,14 +74,14 @@ def train(config: TrainConfig, root: Path, stop_after: int | None = None, report
         phase, lr = config.at(step)
         batch = shapes_batch(phase, vocabulary, config.seed, step)
         torch.manual_seed(zlib.crc32(f"dropout/{config.seed}/{step}".encode()))
-        context = module["text"](batch.tokens)
-        image_context = None
-        if batch.image_tokens is not None:
-            image_context = module["text"](batch.image_tokens.flatten(0, 1)).unflatten(0, batch.image_tokens.shape[:2])
         generator = step_generator(config.seed, step)
-        loss = vdm_loss(
-            module["net"], batch.clips, generator, context, phase.images, image_context, time_power=phase.time_power
-        )
+        with torch.autocast(batch.clips.device.type, torch.bfloat16, enabled=config.bf16):
+            context, image_context = module["text"](batch.tokens), None
+            if batch.image_tokens is not None:
+                image_context = module["text"](batch.image_tokens.flatten(0, 1)).unflatten(0, batch.image_tokens.shape[:2])
+            loss = vdm_loss(
+                module["net"], batch.clips, generator, context, phase.images, image_context, time_power=phase.time_power
+            )
         loss_value = float(loss.detach())
         if not math.isfinite(loss_value):
             raise FloatingPointError(f"the loss is {loss_value} at step {step}; try a lower learning rate (now {lr:.2g})")

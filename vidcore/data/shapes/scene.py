@@ -114,7 +114,11 @@ def is_held_out(shape: str, colour: str, motion: str, background: str) -> bool:
 
 
 def random_scene(
-    rng: np.random.Generator, two: float = 0.0, held_out: bool = False, sizes: tuple[str, ...] = tuple(SIZES)
+    rng: np.random.Generator,
+    two: float = 0.0,
+    held_out: bool = False,
+    sizes: tuple[str, ...] = tuple(SIZES),
+    backgrounds: tuple[str, ...] = tuple(BACKGROUNDS),
 ) -> Scene:
     """A random scene.
 
@@ -123,9 +127,10 @@ def random_scene(
         two: probability of two things instead of one.
         held_out: draw only combinations kept from training, instead of only the others.
         sizes: which of `SIZES` a thing alone may have; of two things both are small.
+        backgrounds: which of `BACKGROUNDS` there may be.
     """
     while True:
-        background = str(rng.choice(list(BACKGROUNDS)))
+        background = str(rng.choice(list(backgrounds)))
         count = 2 if rng.random() < two else 1
         things = tuple(_random_thing(rng, background, sizes, slot if count == 2 else None) for slot in range(count))
         unseen = [is_held_out(t.shape, t.colour, t.motion, background) for t in things]

@@ -14,13 +14,15 @@ class VDMConfig:
         frames, size: the clip it is trained on, frames x size x size pixels. Other lengths and sizes also run.
         channels: base width; level i is ``channels * multipliers[i]`` wide.
         blocks: residual blocks per level on the way down (one more on the way up).
+        patch: squares of patch x patch pixels are folded into channels before the first layer; 1 is the paper's.
+        places: waves that tell the conditioning vector where in its clip each frame stands; 0, none, is the paper's.
         attention_sizes: spatial and temporal attention exist where the feature map is this many pixels wide.
         head_width: width of one attention head.
         embedding: width of the conditioning vector.
         embedding_layers: layers of the network that mixes log-SNR and text into it.
         context: width of the text tokens; 0 for an unconditional model.
         max_frames: longest clip with relative positions of its own; 0 means ``frames``.
-        prediction: what the net outputs, "eps" or "v".
+        prediction: what the net outputs: the paper's "eps" or "v", or "x0" for nets too narrow to carry the noise through.
     """
 
     frames: int = 16
@@ -37,6 +39,8 @@ class VDMConfig:
     in_channels: int = 3
     max_frames: int = 0
     prediction: Prediction = "eps"
+    patch: int = 1
+    places: int = 0
     log_snr_min: float = -20.0
     log_snr_max: float = 20.0
 
@@ -47,7 +51,7 @@ class VDMConfig:
     @property
     def stride(self) -> int:
         """Height and width of a clip must be multiples of this many pixels."""
-        return 2 ** (len(self.multipliers) - 1)
+        return self.patch * 2 ** (len(self.multipliers) - 1)
 
     @property
     def longest(self) -> int:

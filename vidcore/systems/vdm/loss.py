@@ -7,6 +7,9 @@ from ...denoise import target
 from ...schedule import alpha_sigma, expand_as
 from .net import UNet3D
 
+# Where the noise is too faint to see, errors in x-hat count no more than this (cf. Hang et al. 2023, arXiv 2303.09556).
+MAX_X0_WEIGHT = 10.0
+
 
 def vdm_loss(
     net: UNet3D,
@@ -18,7 +21,10 @@ def vdm_loss(
     drop_context: float = 0.1,
     time_power: float = 1.0,
 ) -> Tensor:
-    """Mean squared error on eps or v (VDM eq. 3; as the config's ``prediction`` says), a plain mean over all frames.
+    """Mean squared error on what the config's ``prediction`` says (VDM eq. 3), a plain mean over all frames.
+
+    For eps and v as in the paper. For x0 each clip's error is weighted by SNR + 1, which makes it the error in v
+    (Salimans & Ho 2022, arXiv 2202.00512, section 4), up to `MAX_X0_WEIGHT`.
 
     Args:
         net: the network being trained.
@@ -44,7 +50,10 @@ def vdm_loss(
     if image_context is not None:
         image_context = image_context * _keep(image_context.shape[:2], drop_context, generator, image_context)
     output = net(alpha * x + sigma * eps, log_snr, context, images, image_context)
-    return (output.float() - target(config.prediction, x, eps, alpha, sigma)).square().mean()
+    error = (output.float() - target(config.prediction, x, eps, alpha, sigma)).square()
+    if config.prediction == "x0":
+        error = error * (1 / sigma**2).clamp(max=MAX_X0_WEIGHT)
+    return error.mean()
 
 
 def _keep(shape, probability: float, generator: torch.Generator, like: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...layers.attention import SpatialAttention, TemporalAttention
-from ...layers.embed import AttentionPooling, log_snr_features
+from ...layers.embed import AttentionPooling, log_snr_features, place_features
 from ...layers.norm import group_norm
 from ...layers.resnet import Downsample, ResBlock, Upsample
 from .config import VDMConfig
@@ -27,7 +27,7 @@ class Block(nn.Module):
 
 
 class UNet3D(nn.Module):
-    """Noisy clip, log-SNR and text tokens in; eps or v out, as the config's ``prediction`` says.
+    """Noisy clip, log-SNR and text tokens in; eps, v or x-hat out, as the config's ``prediction`` says.
 
     Args:
         config: sizes.
@@ -41,15 +41,15 @@ class UNet3D(nn.Module):
         layer = dict(device=device, dtype=dtype)
         self.config = config
         widths = [config.channels * m for m in config.multipliers]
-        attends = [config.size // 2**level in config.attention_sizes for level in range(len(widths))]
+        attends = [config.size // config.patch // 2**level in config.attention_sizes for level in range(len(widths))]
 
         self.pool = AttentionPooling(config.context, config.embedding, **factory) if config.context else None
+        self.place = operations.Linear(config.places, config.embedding, bias=False, **layer) if config.places else None
         self.embed = nn.ModuleList(
-            operations.Linear(config.channels if i == 0 else config.embedding, config.embedding, **layer)
-            for i in range(config.embedding_layers)
+            operations.Linear(config.embedding, config.embedding, **layer) for _ in range(config.embedding_layers)
         )
 
-        self.stem = operations.Conv2d(config.in_channels, widths[0], 3, padding=1, **layer)
+        self.stem = operations.Conv2d(config.in_channels * config.patch**2, widths[0], 3, padding=1, **layer)
         self.down, skips, width = nn.ModuleList(), [widths[0]], widths[0]
         for level, out in enumerate(widths):
             for _ in range(config.blocks):
@@ -73,7 +73,7 @@ class UNet3D(nn.Module):
                 self.up.append(Upsample())
 
         self.norm = group_norm(width, **factory)
-        self.head = operations.Conv2d(width, config.in_channels, 3, padding=1, **layer)
+        self.head = operations.Conv2d(width, config.in_channels * config.patch**2, 3, padding=1, **layer)
 
     def init_weights(self) -> "UNet3D":
         """Initialise for training: the framework's defaults, and zeros where a layer should start as the identity."""
@@ -81,12 +81,16 @@ class UNet3D(nn.Module):
             if isinstance(module, ResBlock):  # every block starts as its skip
                 nn.init.zeros_(module.conv2.weight)
                 nn.init.zeros_(module.conv2.bias)
-            elif isinstance(module, (SpatialAttention, TemporalAttention)):  # so does attention
+            elif isinstance(module, SpatialAttention):  # so does attention over space
                 nn.init.zeros_(module.out.weight)
                 nn.init.zeros_(module.out.bias)
-            if isinstance(module, TemporalAttention):  # no preferred offset at the start
-                nn.init.zeros_(module.offset.weight)
-        nn.init.zeros_(self.head.weight)  # the first output is zero, the mean of both targets
+            elif isinstance(module, TemporalAttention):
+                module.init_places()
+            elif isinstance(module, AttentionPooling):  # at first it averages all tokens: let one word of twenty be heard
+                nn.init.normal_(module.value.weight)
+        if self.place is not None:  # as loud as the other parts of the conditioning vector
+            nn.init.normal_(self.place.weight)
+        nn.init.zeros_(self.head.weight)  # the first output is zero, near the mean of every target
         nn.init.zeros_(self.head.bias)
         return self
 
@@ -123,7 +127,7 @@ class UNet3D(nn.Module):
             raise ValueError(f"images must lie between 0 and the {frames} frames given, got {images}")
 
         embedding = self._embedding(log_snr, context, frames, images, image_context, z.dtype)  # (B T) E
-        h = self.stem(rearrange(z, "b c t h w -> (b t) c h w"))
+        h = self.stem(F.pixel_unshuffle(rearrange(z, "b c t h w -> (b t) c h w"), self.config.patch))
         skips = [h]
         for module in self.down:
             h = module(h) if isinstance(module, Downsample) else module(h, embedding, frames, images)
@@ -135,14 +139,19 @@ class UNet3D(nn.Module):
                 h = module(h)
             else:
                 h = module(torch.cat([h, skips.pop()], dim=1), embedding, frames, images)
-        return rearrange(self.head(F.silu(self.norm(h))), "(b t) c h w -> b c t h w", b=batch)
+        h = F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.config.patch)
+        return rearrange(h, "(b t) c h w -> b c t h w", b=batch)
 
     def _embedding(self, log_snr, context, frames, images, image_context, dtype) -> Tensor:
         """Log-SNR and text to the one vector that every residual block adds: (B T) E."""
-        h = self.embed[0](log_snr_features(log_snr, self.config.channels).to(dtype))
+        h = self.embed[0](log_snr_features(log_snr, self.config.embedding).to(dtype))
         h = h[:, None].expand(-1, frames, -1)  # B T E
+        clip = frames - images
+        if self.place is not None and clip > 1:  # a picture stands nowhere
+            place = self.place(place_features(clip, self.config.places, h.device).to(dtype))
+            h = h + F.pad(place, (0, 0, 0, images))
         if self.pool is not None and context is not None:
-            text = self.pool(context)[:, None].expand(-1, frames - images, -1)
+            text = self.pool(context)[:, None].expand(-1, clip, -1)
             if image_context is None:
                 pictures = text.new_zeros(text.shape[0], images, text.shape[2])
             else:

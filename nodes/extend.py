@@ -1,0 +1,245 @@
+"""Longer, smoother and larger clips from any MODEL, in windows under reconstruction guidance (VDM section 3.1)."""
+
+import comfy.model_management
+import comfy.sample
+import comfy.utils
+import latent_preview
+import torch
+from comfy_api.latest import io
+
+from ..vidcore.guide.extend import extension, interpolation, stream
+from ..vidcore.guide.measure import Decoded, LowResolution
+from .convert import clip_to_latent, encode_frames, images_to_clip, latent_to_clip
+from .guide import Guide, decoder, guided
+from .samplers import PAPER_SCHEDULE, SAMPLERS, SCHEDULES, make_sampler, make_sigmas
+
+
+def common_inputs(weight: float) -> list:
+    """What all three nodes ask for, after the frames."""
+    return [
+        io.Int.Input(
+            "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+            tooltip="The only source of randomness: the same seed gives the same clip.",
+        ),
+        io.Int.Input("steps", default=30, min=1, max=10000, tooltip="Denoising steps per window."),
+        io.Float.Input(
+            "guidance_scale", default=3.0, min=0.0, max=100.0, step=0.1, round=0.01,
+            tooltip="Classifier-free guidance towards the prompt; 1 is off.",
+        ),
+        io.Combo.Input("sampler", options=SAMPLERS, default=SAMPLERS[0], tooltip="As in Sample Video."),
+        io.Combo.Input("schedule", options=SCHEDULES, default=PAPER_SCHEDULE, tooltip="As in Sample Video."),
+        io.Float.Input(
+            "weight", default=weight, min=0.0, max=100000.0, step=0.1, round=0.001,
+            tooltip="How strongly new frames follow what is known (w_r). 0 is the replacement method.",
+        ),
+        io.Int.Input(
+            "window", default=8, min=2, max=1024,
+            tooltip="Frames that the model makes at once: best the length it was trained on. Memory grows with it, not "
+            "with the length of the clip.",
+        ),
+        io.Int.Input("overlap", default=2, min=0, max=1023, tooltip="Frames that a window and the next one share."),
+    ]  # fmt: skip
+
+
+MODEL_INPUTS = [
+    io.Model.Input("model", tooltip="Any model whose frames see one another: a video model, or an image model patched so."),
+    io.Conditioning.Input("positive", tooltip="What the clip shows."),
+    io.Conditioning.Input("negative", tooltip="What to steer away from."),
+    io.Vae.Input("vae", tooltip="The model's VAE."),
+]
+
+
+class Windows:
+    """Samples windows of one clip, one after another, with one progress bar."""
+
+    def __init__(self, model, positive, negative, count, seed, steps, guidance_scale, sampler, schedule, weight):
+        self.model, self.conditions, self.weight = model, (positive, negative), weight
+        self.seed, self.scale = seed, guidance_scale
+        self.sampler = make_sampler(sampler)
+        self.sigmas = make_sigmas(model.get_model_object("model_sampling"), schedule, sampler, steps)
+        self.bar, self.done = comfy.utils.ProgressBar(count * steps), 0
+        self.total = count * steps
+        self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def report(self, step, x0, x, total):
+        preview = self.previewer.decode_latent_to_preview_image("JPEG", x0) if self.previewer else None
+        self.bar.update_absolute(self.done + step + 1, self.total, preview)
+
+    def make(self, measurements, start: int, shape: torch.Size, vae=None) -> torch.Tensor:
+        """One window of ``shape`` 1 C T h w in the model's own space, first frame ``start``; measurements likewise."""
+        axes = self.model.get_model_object("latent_format").latent_dimensions + 2
+        empty = clip_to_latent(torch.zeros(shape), axes)
+        model = self.model
+        for measurement in measurements:
+            build = lambda base, shape, measurement=measurement: measurement  # noqa: E731
+            model = guided(model, Guide(build, self.weight, float("inf"), 0.0, vae=vae))
+        latent = comfy.sample.sample_custom(
+            model,
+            comfy.sample.prepare_noise(empty, self.seed + start),
+            self.scale,
+            self.sampler,
+            self.sigmas,
+            *self.conditions,
+            empty,
+            callback=self.report,
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=self.seed + start,
+        )
+        self.done += len(self.sigmas) - 1
+        return model.model.process_latent_in(latent_to_clip(latent))
+
+
+def check_frames(model, image: torch.Tensor, least: int) -> None:
+    """Raises ValueError for frames that these nodes cannot use, and for models whose latents hold several frames each."""
+    if image.shape[0] < least:
+        raise ValueError(f"at least {least} frames are needed, got {image.shape[0]}")
+    if not torch.isfinite(image).all():
+        raise ValueError("the frames hold NaN or infinite values; please check the node that made them")
+    ratio = getattr(model.get_model_object("latent_format"), "temporal_downscale_ratio", 1) or 1
+    if ratio > 1:
+        raise ValueError(
+            f"this model packs {ratio} frames into one latent, so single frames cannot be held fixed. Please use "
+            "Reconstruction Guide with measured_in set to pixels, or a model without compression over time."
+        )
+
+
+def count_windows(length: int, window: int, overlap: int) -> int:
+    """How many windows `stream` will ask for; raises ValueError if it cannot."""
+    if overlap >= window:
+        raise ValueError(f"overlap ({overlap}) must be below window ({window}): a window of known frames makes nothing new")
+    return 1 + -(-(length - window) // (window - overlap)) if length > window else 1
+
+
+def run_windows(model, positive, negative, vae, image, length, evidence, window, overlap, size=None, in_pixels=False, **how):
+    """Stream a clip of ``length`` frames and decode it window by window; returns IMAGE."""
+    known = latent_to_clip(vae.encode(image[:1, ..., :3]))
+    window = min(window, length)
+    count = count_windows(length, window, overlap if length > window else 0)
+    overlap = overlap if length > window else 0
+    windows = Windows(model, positive, negative, count, **how)
+    height, width = size or known.shape[-2:]
+    shape = torch.Size([1, known.shape[1], window, height, width])
+    frames = []
+    for block in stream(
+        lambda measurements, start: windows.make(measurements, start, shape, vae if in_pixels else None),
+        length, window, overlap, evidence,
+    ):  # fmt: skip
+        axes = 5 if vae.latent_dim == 3 else 4
+        decoded = vae.decode(clip_to_latent(model.model.process_latent_out(block), axes))
+        frames.append(decoded.reshape(-1, *decoded.shape[-3:]).cpu())
+    return torch.cat(frames)
+
+
+def known_latents(model, vae, image: torch.Tensor) -> torch.Tensor:
+    """IMAGE as a clip in the model's own space."""
+    return model.model.process_latent_in(encode_frames(vae, image))
+
+
+class TemporalUpsample(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TemporalUpsample",
+            display_name="Temporal Upsample",
+            category="video/guidance",
+            description="Makes new frames between the given ones with any model, and keeps the given ones exactly.",
+            search_aliases=["frame interpolation", "in-between", "slow motion", "frame rate", "vfi"],
+            inputs=[
+                *MODEL_INPUTS,
+                io.Image.Input("image", tooltip="The frames to keep, at least two."),
+                io.Int.Input("factor", default=2, min=2, max=64, tooltip="How many times as many frames per second."),
+                *common_inputs(weight=2.0),
+            ],
+            outputs=[io.Image.Output(tooltip="(frames - 1) x factor + 1 frames.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, positive, negative, vae, image, factor, **how) -> io.NodeOutput:
+        check_frames(model, image, 2)
+        evidence = interpolation(known_latents(model, vae, image), factor)
+        length = (image.shape[0] - 1) * factor + 1
+        made = run_windows(model, positive, negative, vae, image, length, evidence, **how)
+        made[::factor] = image[..., :3].to(made)
+        return io.NodeOutput(made)
+
+
+class ExtendVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ExtendVideo",
+            display_name="Extend Video",
+            category="video/guidance",
+            description="Goes on after the given frames with any model, window after window, to any length.",
+            search_aliases=["continue video", "video prediction", "longer video", "autoregressive", "outpaint time"],
+            inputs=[
+                *MODEL_INPUTS,
+                io.Image.Input("image", tooltip="The frames to go on from. They are kept exactly."),
+                io.Int.Input("new_frames", default=8, min=1, max=100000, tooltip="How many frames to add."),
+                *common_inputs(weight=2.0),
+            ],
+            outputs=[io.Image.Output(tooltip="The given frames and the new ones after them.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, positive, negative, vae, image, new_frames, window, overlap, **how) -> io.NodeOutput:
+        check_frames(model, image, 1)
+        # Only the last frames matter for what follows.
+        context = image[-min(image.shape[0], max(1, min(overlap, window - 1))) :]
+        evidence = extension(known_latents(model, vae, context))
+        length = context.shape[0] + new_frames
+        made = run_windows(
+            model, positive, negative, vae, image, length, evidence, window=window, overlap=max(1, overlap), **how
+        )
+        return io.NodeOutput(torch.cat([image[..., :3].to(made), made[context.shape[0] :]]))
+
+
+class SpatialUpsample(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SpatialUpsample",
+            display_name="Spatial Upsample",
+            category="video/guidance",
+            description="Makes a larger clip that shrinks to the given one, with any model that knows the larger size; "
+            "and more frames at once, if asked.",
+            search_aliases=["video super resolution", "upscale video", "enlarge", "sr"],
+            inputs=[
+                *MODEL_INPUTS,
+                io.Image.Input("image", tooltip="The small clip."),
+                io.Int.Input("factor", default=2, min=2, max=8, tooltip="How many times as wide and high."),
+                *common_inputs(weight=8.0),
+                io.Int.Input(
+                    "time_factor", default=1, min=1, max=64, optional=True, advanced=True,
+                    tooltip="How many times the frame rate; 1 keeps it.",
+                ),
+            ],
+            outputs=[io.Image.Output(tooltip="The larger clip.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, positive, negative, vae, image, factor, time_factor=1, **how) -> io.NodeOutput:
+        check_frames(model, image, 1 if time_factor == 1 else 2)
+        small, ratio = images_to_clip(image), vae.spacial_compression_encode()
+        if any(side * factor % ratio for side in image.shape[1:3]):
+            raise ValueError(
+                f"the larger clip would be {image.shape[2] * factor}x{image.shape[1] * factor}; this model's VAE needs "
+                f"multiples of {ratio}. Please crop or resize the frames."
+            )
+        in_pixels = ratio > 1  # a small picture's latent is not the small version of the large one's
+        decode = decoder(vae, model.model) if in_pixels else None
+
+        def evidence(start: int, stop: int):
+            first = -(-start // time_factor)
+            given = small[:, :, first : (stop - 1) // time_factor + 1]
+            places = tuple(time_factor * (first + i) - start for i in range(given.shape[2]))
+            if not places:
+                return []
+            measurement = LowResolution(given, frames=places)
+            return [Decoded(decode, measurement) if in_pixels else measurement]
+
+        size = tuple(side * factor // ratio for side in image.shape[1:3])
+        length = (image.shape[0] - 1) * time_factor + 1
+        return io.NodeOutput(
+            run_windows(model, positive, negative, vae, image, length, evidence, size=size, in_pixels=in_pixels, **how)
+        )

@@ -1,0 +1,110 @@
+"""Differentiating a host MODEL inside a node.
+
+The host runs nodes, and loads weights, under `torch.inference_mode()`; autograd refuses tensors made there. `gradients`
+leaves that mode for a while, swaps such weights for ordinary tensors one by one (so there is never a second copy of the
+model), and hands copies of whatever else was made there (conditions, control hints, patches) to the operations that
+meet them.
+"""
+
+import contextlib
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.checkpoint import checkpoint
+
+
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself, or a copy that autograd accepts; call outside inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+class _Copies(TorchFunctionMode):
+    """Gives every operation a copy of each inference tensor among its arguments; a tensor is copied once."""
+
+    def __init__(self):
+        super().__init__()
+        self.copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # the original stays alive, so its id stays its own
+
+    def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_inference():
+            return tensor
+        if id(tensor) not in self.copies:
+            with torch._C.DisableTorchFunction():
+                self.copies[id(tensor)] = (tensor, tensor.clone())
+        return self.copies[id(tensor)][1]
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        args, kwargs = tree_map_only(torch.Tensor, self._copy, (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+
+def unlock(module: torch.nn.Module) -> None:
+    """Swap a module's inference parameters and buffers for ordinary ones that want no gradient, one by one."""
+    for part in module.modules():
+        for name, value in part._parameters.items():
+            if value is not None and value.is_inference():
+                part._parameters[name] = torch.nn.Parameter(value.detach().clone(), requires_grad=False)
+            elif value is not None and value.requires_grad:
+                value.requires_grad_(False)
+        for name, value in part._buffers.items():
+            if value is not None and value.is_inference():
+                part._buffers[name] = value.clone()
+
+
+@contextlib.contextmanager
+def gradients(modules):
+    """Inside, operations on ``modules`` record gradients with respect to inputs that ask for them."""
+    with torch.inference_mode(False), torch.enable_grad():
+        for module in modules:
+            unlock(module)
+        with _Copies():
+            yield
+
+
+def blocks(module: torch.nn.Module) -> list[torch.nn.Module]:
+    """The outermost repeated parts of a network: what its lists and sequences hold, not the lists themselves."""
+    found = []
+
+    def walk(parent: torch.nn.Module, repeated: bool):
+        lists = isinstance(parent, (torch.nn.ModuleList, torch.nn.Sequential))
+        if repeated and not lists:
+            found.append(parent)
+            return
+        for child in parent.children():
+            walk(child, repeated or lists)
+
+    walk(module, False)
+    return found
+
+
+@contextlib.contextmanager
+def checkpointed(module: torch.nn.Module):
+    """Inside, each of the network's `blocks` keeps only its inputs and is run again on the way back."""
+    changed = []
+    for block in blocks(module):
+        original, own = block.forward, block.__dict__.get("forward")
+
+        def forward(*args, _original=original, **kwargs):
+            # The host tells blocks where they are through a dictionary that it rewrites as it goes: keep today's page.
+            args, kwargs = (tree_map_dicts(x) for x in (args, kwargs))
+            return checkpoint(_original, *args, use_reentrant=False, **kwargs)
+
+        block.forward = forward
+        changed.append((block, own))
+    try:
+        yield
+    finally:
+        for block, own in changed:
+            del block.forward
+            if own is not None:  # somebody else had replaced it
+                block.forward = own
+
+
+def tree_map_dicts(value):
+    """Dictionaries (in tuples, lists and dictionaries) copied, everything else as it is."""
+    if isinstance(value, dict):
+        return {key: tree_map_dicts(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(tree_map_dicts(item) for item in value)
+    return value

@@ -1,0 +1,96 @@
+"""Guidance on models in the layouts of public ones, with random weights: an image model on frames, a 5-D video model."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import start
+
+from .prompts import keep_latent, node
+
+SHAPES = {"sd15": (3, 4, 8, 8), "wan": (1, 16, 3, 8, 8)}
+
+
+@pytest.fixture(scope="module", params=list(SHAPES))
+def layout(request, server):
+    """(kind, the file's name among the host's diffusion models)."""
+    folder = server.base / "models" / "diffusion_models"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{request.param}.safetensors"
+    script = Path(__file__).with_name("layouts.py")
+    command = [sys.executable, script, os.environ["VIDCORE_HOST_TREE"], request.param, folder / name]
+    subprocess.run(command, check=True, capture_output=True)
+    server.get("/object_info/UNETLoader")
+    yield request.param, name
+    (folder / name).unlink()
+
+
+@pytest.fixture
+def prompt(layout, server):
+    """Model, conditioning and an empty latent (nodes 1 to 4), and a known clip (node 5)."""
+    kind, name = layout
+    width = {"sd15": 768, "wan": 4096}[kind]
+    known = torch.randn(SHAPES[kind], generator=torch.Generator().manual_seed(3))
+    for file, tensor in (("known.latent", known), ("empty.latent", torch.zeros(SHAPES[kind]))):
+        tensors = {"latent_tensor": tensor, "latent_format_version_0": torch.zeros(1)}
+        save_file(tensors, server.base / "input" / f"{kind}_{file}")
+    return kind, known, {
+        "1": node("UNETLoader", unet_name=name, weight_dtype="default"),
+        "2": node("RandomConditioning", tokens=8, width=width, seed=1),
+        "3": node("RandomConditioning", tokens=8, width=width, seed=2),
+        "4": node("LoadLatent", latent=f"{kind}_empty.latent"),
+        "5": node("LoadLatent", latent=f"{kind}_known.latent"),
+        "6": node("SolidMask", value=1.0, width=8, height=8),
+        "7": node("SolidMask", value=0.0, width=4, height=8),
+        "8": node("MaskComposite", destination=["6", 0], source=["7", 0], x=0, y=0, operation="multiply"),
+    }  # fmt: skip
+
+
+def ksampler(model, denoise=1.0):
+    return node(
+        "KSampler", model=[model, 0], positive=["2", 0], negative=["3", 0], latent_image=["4", 0],
+        seed=1, steps=3, cfg=3.0, sampler_name="euler", scheduler="normal", denoise=denoise,
+    )  # fmt: skip
+
+
+def test_a_mask_guides_and_saving_memory_changes_nothing(prompt, run, output):
+    kind, known, nodes = prompt
+    guide = dict(model=["1", 0], kind="mask", latent=["5", 0], mask=["8", 0])
+    nodes |= {"9": ksampler("1"), "10": keep_latent("9", "latents/plain")}
+    for i, how in enumerate((dict(weight=0.0), dict(weight=0.01), dict(weight=0.01, memory_saver=True))):
+        nodes[f"2{i}"] = node("ReconstructionGuide", **guide, **how)
+        nodes[f"3{i}"] = ksampler(f"2{i}")
+        nodes[f"4{i}"] = keep_latent(f"3{i}", f"latents/{i}")
+    history = run(nodes, timeout=600)
+    found = {n: load_file(output(o["latents"][0]))["latent_tensor"] for n, o in history["outputs"].items() if "latents" in o}
+    for kept in ("40", "41", "42"):
+        torch.testing.assert_close(found[kept][..., :4], known[..., :4], atol=2e-2, rtol=2e-2)
+        assert torch.isfinite(found[kept]).all()
+    assert (found["41"] - found["40"])[..., 4:].abs().max() > 1e-4  # the gradient reaches the unknown half
+    torch.testing.assert_close(found["42"], found["41"], atol=2e-2, rtol=2e-2)
+    # The model is as it was: without a guide it gives the same bits again. (0.99995 means 1, and that the node runs anew.)
+    again = run({**nodes, "9": ksampler("1", 0.99995), "10": keep_latent("9", "latents/again")}, timeout=600)
+    assert torch.equal(load_file(output(again["outputs"]["10"]["latents"][0]))["latent_tensor"], found["10"])
+
+
+def test_models_that_pack_frames_are_refused_where_single_frames_must_stay(prompt, run):
+    kind, _, nodes = prompt
+    if kind != "wan":
+        pytest.skip("this model has a latent for every frame")
+    nodes |= {
+        "9": node("EmptyImage", width=64, height=64, batch_size=3, color=0),
+        "10": node("LoadVideoModel", model_name="shapes-vdm.safetensors"),
+        "11": node(
+            "TemporalUpsample", model=["1", 0], positive=["2", 0], negative=["3", 0], vae=["10", 2], image=["9", 0],
+            factor=2, seed=1, steps=2, guidance_scale=1.0, sampler="ddim", schedule="uniform_time", weight=1.0,
+            window=8, overlap=2,
+        ),
+        "12": node("PreviewImage", images=["11", 0]),
+    }  # fmt: skip
+    with pytest.raises(start.RunError, match="packs 4 frames into one latent"):
+        run(nodes)
