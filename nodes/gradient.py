@@ -8,6 +8,7 @@ meet them.
 
 import contextlib
 
+import comfy.model_management
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
@@ -58,8 +59,13 @@ def gradients(modules):
     with torch.inference_mode(False), torch.enable_grad():
         for module in modules:
             unlock(module)
-        with _Copies():
-            yield
+        # The host has kernels without a way back, and leaves them alone while it trains.
+        before, comfy.model_management.in_training = comfy.model_management.in_training, True
+        try:
+            with _Copies():
+                yield
+        finally:
+            comfy.model_management.in_training = before
 
 
 def blocks(module: torch.nn.Module) -> list[torch.nn.Module]:

@@ -3,7 +3,12 @@
 import sys
 
 sys.path.insert(0, sys.argv[1])
-sys.argv, (kind, path) = sys.argv[:1], sys.argv[2:]
+kind, path = sys.argv[2:]
+sys.argv[1:] = ["--cpu"]
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
 
 import torch  # noqa: E402
 from comfy import ops  # noqa: E402
