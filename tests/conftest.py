@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 import start
 
@@ -55,6 +56,19 @@ def output(server):
         return server.base / "output" / item.get("subfolder", "") / item["filename"]
 
     return output
+
+
+@pytest.fixture
+def latents(run, output):
+    """Runs a prompt and gives the latent that each SaveLatent node kept, by node number."""
+
+    def latents(prompt, timeout=300):
+        history = run(prompt, timeout)
+        return {
+            n: load_file(output(o["latents"][0]))["latent_tensor"] for n, o in history["outputs"].items() if "latents" in o
+        }
+
+    return latents
 
 
 @pytest.fixture

@@ -2,24 +2,13 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.nn.functional import avg_pool3d
 
 import start
 from vidcore.data.shapes import Scene, Thing, render
 
 from .prompts import keep_latent, loaded, node, sample
-
-
-@pytest.fixture
-def latents(run, output):
-    def latents(prompt):
-        history = run(prompt)
-        return {
-            n: load_file(output(o["latents"][0]))["latent_tensor"] for n, o in history["outputs"].items() if "latents" in o
-        }
-
-    return latents
 
 
 @pytest.fixture
@@ -158,6 +147,25 @@ def test_images_guides_in_a_row_and_the_memory_saver(latents, given):
     found = latents(steps)
     torch.testing.assert_close(found["30"], found["31"], atol=1e-3, rtol=0)
     torch.testing.assert_close(found["30"][:, :, :2], real[:, :, :2], atol=1e-4, rtol=0)
+
+
+def test_measuring_in_pixels_goes_through_the_decoder(latents, given):
+    """For a model of pixels both ways of measuring see the same numbers."""
+    real = clip()
+    steps = {
+        **loaded(),
+        "5": given("small.latent", avg_pool3d(real, (1, 2, 2))),
+        "6": node("VAEDecode", samples=["5", 0], vae=["1", 2]),
+    }
+    for i, place in enumerate(("latent", "pixels")):
+        guided = guide(kind="low_resolution", image=["6", 0], vae=["1", 2], measured_in=place)
+        steps |= {
+            f"1{i}": guided,
+            f"2{i}": sample(model=(f"1{i}", 0), steps=6),
+            f"3{i}": keep_latent(f"2{i}", f"latents/{i}"),
+        }
+    found = latents(steps)
+    torch.testing.assert_close(found["31"], found["30"], atol=1e-3, rtol=0)
 
 
 def test_bad_guides_get_one_clear_message_each(run, given):

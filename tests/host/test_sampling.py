@@ -9,25 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import start
 from vidcore.video import probe
 
 from .prompts import TEXT, keep_latent, loaded, node, sample, to_video
-
-
-@pytest.fixture
-def latents(run, output):
-    """Runs a prompt and gives the latent that each SaveLatent node kept, by node number."""
-
-    def latents(prompt):
-        history = run(prompt)
-        return {
-            n: load_file(output(o["latents"][0]))["latent_tensor"] for n, o in history["outputs"].items() if "latents" in o
-        }
-
-    return latents
 
 
 def test_a_prompt_becomes_an_mp4(run, output):
