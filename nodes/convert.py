@@ -28,6 +28,11 @@ def clip_to_latent(clip: Tensor, axes: int) -> Tensor:
     return clip[0].movedim(1, 0) if axes == 4 else clip
 
 
+def latent_axes(vae) -> int:
+    """Axes of the latents that a VAE takes."""
+    return 5 if vae.latent_dim == 3 else 4
+
+
 def encode_frames(vae, images: Tensor) -> Tensor:
     """IMAGE through a VAE to a clip B C T h w, in the LATENT's own scale."""
     return latent_to_clip(vae.encode(images[..., :3]))

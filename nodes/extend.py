@@ -1,15 +1,14 @@
 """Longer, smoother and larger clips from any MODEL, in windows under reconstruction guidance (VDM section 3.1)."""
 
-import comfy.model_management
 import comfy.sample
 import comfy.utils
 import latent_preview
 import torch
 from comfy_api.latest import io
 
-from ..vidcore.guide.extend import extension, interpolation, stream
+from ..vidcore.guide.extend import extension, interpolation, places_between, stream
 from ..vidcore.guide.measure import Decoded, LowResolution
-from .convert import clip_to_latent, encode_frames, images_to_clip, latent_to_clip
+from .convert import clip_to_latent, encode_frames, images_to_clip, latent_axes, latent_to_clip
 from .guide import Guide, decoder, guided
 from .samplers import PAPER_SCHEDULE, SAMPLERS, SCHEDULES, make_sampler, make_sigmas
 
@@ -34,8 +33,8 @@ def common_inputs(weight: float) -> list:
         ),
         io.Int.Input(
             "window", default=8, min=2, max=1024,
-            tooltip="Frames that the model makes at once: best the length it was trained on. Memory grows with it, not "
-            "with the length of the clip.",
+            tooltip="Frames that the model makes at once: best the length it was trained on. The model's memory grows with "
+            "it, not with the length of the clip.",
         ),
         io.Int.Input("overlap", default=2, min=0, max=1023, tooltip="Frames that a window and the next one share."),
     ]  # fmt: skip
@@ -69,13 +68,14 @@ class Windows:
         """One window of ``shape`` 1 C T h w in the model's own space, first frame ``start``; measurements likewise."""
         axes = self.model.get_model_object("latent_format").latent_dimensions + 2
         empty = clip_to_latent(torch.zeros(shape), axes)
+        seed = (self.seed + start) % 2**64  # noise of its own for every window; seeds end there
         model = self.model
         for measurement in measurements:
             build = lambda base, shape, measurement=measurement: measurement  # noqa: E731
             model = guided(model, Guide(build, self.weight, float("inf"), 0.0, vae=vae))
         latent = comfy.sample.sample_custom(
             model,
-            comfy.sample.prepare_noise(empty, self.seed + start),
+            comfy.sample.prepare_noise(empty, seed),
             self.scale,
             self.sampler,
             self.sigmas,
@@ -83,7 +83,7 @@ class Windows:
             empty,
             callback=self.report,
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-            seed=self.seed + start,
+            seed=seed,
         )
         self.done += len(self.sigmas) - 1
         return model.model.process_latent_in(latent_to_clip(latent))
@@ -124,8 +124,7 @@ def run_windows(model, positive, negative, vae, image, length, evidence, window,
         lambda measurements, start: windows.make(measurements, start, shape, vae if in_pixels else None),
         length, window, overlap, evidence,
     ):  # fmt: skip
-        axes = 5 if vae.latent_dim == 3 else 4
-        decoded = vae.decode(clip_to_latent(model.model.process_latent_out(block), axes))
+        decoded = vae.decode(clip_to_latent(model.model.process_latent_out(block), latent_axes(vae)))
         frames.append(decoded.reshape(-1, *decoded.shape[-3:]).cpu())
     return torch.cat(frames)
 
@@ -230,12 +229,10 @@ class SpatialUpsample(io.ComfyNode):
         decode = decoder(vae, model.model) if in_pixels else None
 
         def evidence(start: int, stop: int):
-            first = -(-start // time_factor)
-            given = small[:, :, first : (stop - 1) // time_factor + 1]
-            places = tuple(time_factor * (first + i) - start for i in range(given.shape[2]))
+            given, places = places_between(small, time_factor, start, stop)
             if not places:
                 return []
-            measurement = LowResolution(given, frames=places)
+            measurement = LowResolution(given, frames=tuple(places))
             return [Decoded(decode, measurement) if in_pixels else measurement]
 
         size = tuple(side * factor // ratio for side in image.shape[1:3])

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..vidcore.guide.measure import Decoded, Known, LowResolution, Measurement, TemporalAverage, known_frames
 from ..vidcore.guide.reconstruction import reconstruct
-from .convert import clip_to_latent, encode_frames, images_to_clip, known_mask, latent_to_clip, parse_frames
+from .convert import clip_to_latent, encode_frames, images_to_clip, known_mask, latent_axes, latent_to_clip, parse_frames
 from .gradient import checkpointed, gradients, plain
 from .samplers import host_level
 
@@ -29,6 +29,7 @@ class Guide:
         weight: w_r.
         start, end: noise levels between which it steers, as sigmas of the host.
         every: steer at every so many-th step.
+        memory_saver: run the network's blocks again on the way back instead of keeping what they made.
         vae: where the measurement goes through a decoder, the VAE that it belongs to.
     """
 
@@ -57,7 +58,7 @@ class Guides:
     def sample(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         """OUTER_SAMPLE: everything that can be wrong about the known parts is found before the first step."""
         patcher = executor.class_obj.model_patcher
-        refuse_what_does_not_compose(executor.class_obj.model_options, kwargs.get("latent_shapes"))
+        refuse_several_parts(kwargs.get("latent_shapes"))
         shape = latent_to_clip(noise).shape
         self.measurements = [guide.build(patcher.model, shape) for guide in self.guides]
         try:
@@ -98,8 +99,8 @@ class Guides:
             )
 
 
-def refuse_what_does_not_compose(options: dict, latent_shapes) -> None:
-    """Raises ValueError for what guidance cannot be combined with."""
+def refuse_several_parts(latent_shapes) -> None:
+    """Raises ValueError for latents that pack more than one tensor."""
     if latent_shapes is not None and len(latent_shapes) > 1:
         raise ValueError(
             "reconstruction guidance does not know latents of several parts (video with sound). "
@@ -176,8 +177,7 @@ def decoder(vae, model) -> Callable[[torch.Tensor], torch.Tensor]:
     comfy.model_management.load_models_gpu([vae.patcher])
 
     def decode(x0: torch.Tensor) -> torch.Tensor:
-        axes = 5 if vae.latent_dim == 3 else 4
-        latent = clip_to_latent(model.process_latent_out(x0), axes).to(vae.device, vae.vae_dtype)
+        latent = clip_to_latent(model.process_latent_out(x0), latent_axes(vae)).to(vae.device, vae.vae_dtype)
         return latent_to_clip(vae.first_stage_model.decode(latent).float()).to(x0.device)
 
     return decode
@@ -233,7 +233,7 @@ class ReconstructionGuide(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "memory_saver", default=False, optional=True, advanced=True,
-                    tooltip="Keeps less for the way back through the model and computes it again: slower, much less memory.",
+                    tooltip="Keeps less for the way back through the model and computes it again: slower, less memory.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, steered; for any sampler.")],

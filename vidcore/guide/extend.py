@@ -58,13 +58,18 @@ def extension(frames: Tensor) -> Evidence:
     return evidence
 
 
+def places_between(frames: Tensor, factor: int, start: int, stop: int) -> tuple[Tensor, list[int]]:
+    """Those of ``frames`` (B C K H W, ``factor`` apart in the clip) that fall into a window, and where in it they stand."""
+    first = -(-start // factor)
+    given = frames[:, :, first : (stop - 1) // factor + 1]
+    return given, [factor * (first + i) - start for i in range(given.shape[2])]
+
+
 def interpolation(frames: Tensor, factor: int) -> Evidence:
     """``factor`` times the frame rate: K given frames, B C K H W, stand ``factor`` apart in (K - 1) factor + 1."""
 
     def evidence(start: int, stop: int) -> list[Known]:
-        first = -(-start // factor)
-        given = frames[:, :, first : (stop - 1) // factor + 1]
-        places = [factor * (first + i) - start for i in range(given.shape[2])]
+        given, places = places_between(frames, factor, start, stop)
         return [known_frames(given, places, stop - start)] if places else []
 
     return evidence
