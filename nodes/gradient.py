@@ -62,7 +62,8 @@ def gradients(modules):
         # The host has kernels without a way back, and leaves them alone while it trains.
         before, comfy.model_management.in_training = comfy.model_management.in_training, True
         try:
-            with _Copies():
+            # The host adds in place (a ControlNet's residuals, say) to values that the way back needs: those are kept first.
+            with torch.autograd.graph.allow_mutation_on_saved_tensors(), _Copies():
                 yield
         finally:
             comfy.model_management.in_training = before

@@ -1,9 +1,12 @@
+import dataclasses
 import json
 
 import pytest
 import torch
 
 from vidcore import weights
+from vidcore.data.shapes import VOCABULARY
+from vidcore.systems.vdm import vdm_loss
 from vidcore.systems.vdm.checkpoint import load_vdm
 from vidcore.text import Vocabulary
 from vidcore.train.config import ConfigError, read_config
@@ -72,13 +75,21 @@ def test_a_run_cut_in_three_ends_in_the_same_bits(tmp_path):
 
 
 def test_training_lowers_the_loss_and_exports_a_model_that_loads(tmp_path):
-    text = RECIPE.replace("steps = 5", "steps = 120").replace("lr_end = 1e-4", "")
-    train(recipe(tmp_path, text), tmp_path, report=quiet)
-    curve = [json.loads(line) for line in (tmp_path / "out" / "tiny.curve.jsonl").read_text().splitlines()]
-    assert curve[-1]["loss"] < 0.8 * curve[0]["loss"]
-    net, encoder = load_vdm(tmp_path / "out" / "tiny.safetensors")
-    out = net(torch.zeros(1, 3, 4, 16, 16), torch.zeros(1), encoder(torch.ones(1, 5, dtype=torch.long)))
-    assert torch.isfinite(out).all() and out.abs().max() > 0
+    """On clips it never saw, with the same times and noise before and after."""
+    losses = []
+    for steps in (1, 120):
+        folder = tmp_path / str(steps)
+        config = recipe(folder, RECIPE.replace("steps = 5", f"steps = {steps}").replace("lr_end = 1e-4", ""))
+        train(config, folder, report=quiet)
+        net, encoder = load_vdm(folder / "out" / "tiny.safetensors")
+        phase = dataclasses.replace(config.phases[1], batch=16, images=0)
+        batch = shapes_batch(phase, Vocabulary(VOCABULARY, 24), 999, 0)
+        with torch.no_grad():
+            context = encoder(batch.tokens)
+            losses.append(float(vdm_loss(net.eval(), batch.clips, torch.Generator().manual_seed(0), context)))
+    assert losses[1] < 0.9 * losses[0]
+    curve = [json.loads(line) for line in (tmp_path / "120" / "out" / "tiny.curve.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in curve] == [50, 100, 123]
 
 
 def test_exported_weights_are_the_average_not_the_last(tmp_path):
@@ -102,14 +113,32 @@ def test_starting_from_a_model_takes_its_weights(tmp_path):
 
 def test_batches_repeat_by_step_and_have_their_images_behind_the_clip(tmp_path):
     phase = recipe(tmp_path).phases[1]
-    from vidcore.data.shapes import VOCABULARY
-
     vocabulary = Vocabulary(VOCABULARY, 24)
     one, two, other = (shapes_batch(phase, vocabulary, 5, step) for step in (7, 7, 8))
     assert one.clips.shape == (2, 3, 6, 16, 16) and one.tokens.shape == (2, 24) and one.image_tokens.shape == (2, 2, 24)
     assert torch.equal(one.clips, two.clips) and not torch.equal(one.clips, other.clips)
     assert one.clips.min() >= -1 and one.clips.max() <= 1
     assert not torch.equal(shapes_batch(phase, vocabulary, 5, 7, rank=1).clips, one.clips)
+
+
+def test_steps_take_turns(tmp_path):
+    config = recipe(tmp_path, RECIPE.replace("two = 0.5", "turns = [{}, {frames = 2, batch = 3}]"))
+    kinds = [config.at(step)[0] for step in range(config.steps)]
+    assert [(k.frames, k.batch) for k in kinds] == [(1, 2)] * 3 + [(4, 2), (2, 3)] * 2 + [(4, 2)]
+    assert kinds[3].images == kinds[4].images == 2
+
+
+def test_a_motion_that_repeats_may_start_anywhere(tmp_path):
+    """Only repeating motions may: the same scene, a batch of one, begins as usual or elsewhere."""
+    phase = dataclasses.replace(recipe(tmp_path).phases[1], batch=1, images=0, two=0.0)
+    vocabulary, moved = Vocabulary(VOCABULARY, 24), []
+    for step in range(40):
+        a, b = (shapes_batch(dataclasses.replace(phase, anywhere=p), vocabulary, 5, step) for p in (0.0, 1.0))
+        words = " ".join(VOCABULARY[i - 1] for i in a.tokens[0].tolist() if i)
+        repeats = any(verb in words for verb in ("bounc", "orbit", "rotat", "spin"))
+        assert repeats or torch.equal(a.clips, b.clips)
+        moved += [not torch.equal(a.clips, b.clips)] if repeats else []
+    assert len(moved) > 3 and sum(moved) > len(moved) / 2  # a turned circle stays as it is
 
 
 def test_learning_rate_warms_up_and_falls(tmp_path):
@@ -131,6 +160,8 @@ def test_learning_rate_warms_up_and_falls(tmp_path):
         ("steps = 3", "steps = 0", "at least 1"),
         ("lr = 2e-3", "lr = -1.0", "must not be negative"),
         ("two = 0.5", 'sizes = ["huge"]', "phase 2.sizes must be some of"),
+        ("two = 0.5", "turns = [{frames = 9}]", "phase 2, turn 1.frames must be at most"),
+        ("two = 0.5", "turns = 3", "phase 2.turns must be a list"),
         ("[model]", "[model", "not valid TOML"),
         ("channels = 8", "width = 8", "model has no entry 'width'"),
     ],

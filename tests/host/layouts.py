@@ -38,12 +38,70 @@ def wan():
     )  # fmt: skip
 
 
+def sd15_control():
+    """A ControlNet of Stable Diffusion 1.5, full size: 361 M parameters."""
+    from comfy.cldm.cldm import ControlNet
+
+    return ControlNet(
+        image_size=32, in_channels=4, hint_channels=3, model_channels=320, num_res_blocks=[2, 2, 2, 2],
+        channel_mult=[1, 2, 4, 4], num_heads=8, use_spatial_transformer=True, context_dim=768, legacy=False,
+        transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0], transformer_depth_middle=1, use_linear_in_transformer=False,
+        dtype=torch.float16, device="meta", operations=ops.disable_weight_init,
+    )  # fmt: skip
+
+
+def sd_vae():
+    """The VAE of Stable Diffusion 1 and 2, full size: 84 M parameters."""
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    sizes = dict(
+        double_z=True, z_channels=4, resolution=256, in_channels=3, out_ch=3, ch=128, ch_mult=[1, 2, 4, 4],
+        num_res_blocks=2, attn_resolutions=[], dropout=0.0,
+    )  # fmt: skip
+    with torch.device("meta"):
+        return AutoencoderKL(ddconfig=sizes, embed_dim=4)
+
+
+def lora(layers: dict[str, tuple[int, int]]) -> dict[str, torch.Tensor]:
+    """Rank 4, as kohya's trainer writes it; ``layers`` maps names to (out, in)."""
+    tensors = {}
+    for name, (out, into) in layers.items():
+        tensors[f"{name}.lora_down.weight"] = torch.randn(4, into) * into**-0.5
+        tensors[f"{name}.lora_up.weight"] = torch.randn(out, 4) * 0.5
+        tensors[f"{name}.alpha"] = torch.tensor(4.0)
+    return tensors
+
+
+def sd15_checkpoint() -> dict[str, torch.Tensor]:
+    """The layout of a whole Stable Diffusion 1.5 checkpoint: U-Net, VAE and text encoder in one file."""
+    from comfy.sd1_clip import SDClipModel
+
+    text = SDClipModel(device="cpu", dtype=torch.float16)
+    parts = {"model.diffusion_model.": sd15(), "first_stage_model.": sd_vae(), "cond_stage_model.": text}
+    return {prefix + name: value for prefix, part in parts.items() for name, value in part.state_dict().items()}
+
+
+LORAS = {
+    "sd15_lora": {f"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_{p}": (1280, 1280) for p in "qkv"},
+    "wan_lora": {f"diffusion_model.blocks.{i}.self_attn.{p}": (256, 256) for i in (0, 1) for p in "qkv"},
+}
+
+
+def random_weights(shapes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Half-precision weights that keep activations near their size: matrices by fan-in, scales 1, biases 0."""
+    tensors = {}
+    for name, value in shapes.items():
+        if value.ndim > 1:
+            tensors[name] = (torch.randn(value.shape) * value[0].numel() ** -0.5).half()
+        else:
+            tensors[name] = torch.full(value.shape, float(name.endswith("weight"))).half()
+    return tensors
+
+
+MODELS = {"sd15": sd15, "wan": wan, "sd15_control": sd15_control, "sd_vae": sd_vae}
+
 torch.manual_seed(0)
-model = {"sd15": sd15, "wan": wan}[kind]()
-tensors = {}
-for name, value in model.state_dict().items():
-    if value.ndim > 1:
-        tensors[name] = (torch.randn(value.shape) * value[0].numel() ** -0.5).half()
-    else:
-        tensors[name] = torch.full(value.shape, float(name.endswith("weight"))).half()
-save_file(tensors, path)
+if kind in LORAS:
+    save_file(lora(LORAS[kind]), path)
+else:
+    save_file(random_weights(sd15_checkpoint() if kind == "sd15_checkpoint" else MODELS[kind]().state_dict()), path)

@@ -1,10 +1,5 @@
 """Guidance on models in the layouts of public ones, with random weights: an image model on frames, a 5-D video model."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,6 +7,7 @@ from safetensors.torch import save_file
 import start
 
 from .prompts import keep_latent, node
+from .random_weights import weights
 
 SHAPES = {"sd15": (3, 4, 8, 8), "wan": (1, 16, 3, 8, 8)}
 
@@ -19,15 +15,8 @@ SHAPES = {"sd15": (3, 4, 8, 8), "wan": (1, 16, 3, 8, 8)}
 @pytest.fixture(scope="module", params=list(SHAPES))
 def layout(request, server):
     """(kind, the file's name among the host's diffusion models)."""
-    folder = server.base / "models" / "diffusion_models"
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{request.param}.safetensors"
-    script = Path(__file__).with_name("layouts.py")
-    command = [sys.executable, script, os.environ["VIDCORE_HOST_TREE"], request.param, folder / name]
-    subprocess.run(command, check=True, capture_output=True)
-    server.get("/object_info/UNETLoader")
-    yield request.param, name
-    (folder / name).unlink()
+    with weights(server, request.param, "diffusion_models", "UNETLoader") as name:
+        yield request.param, name
 
 
 @pytest.fixture
@@ -77,6 +66,87 @@ def test_a_mask_guides_and_saving_memory_changes_nothing(prompt, latents):
     # The model is as it was: without a guide it gives the same bits again. (0.99995 means 1, and that the node runs anew.)
     again = latents({**nodes, "9": ksampler("1", 0.99995), "10": keep_latent("9", "latents/again")}, timeout=600)
     assert torch.equal(again["10"], found["10"])
+
+
+def guided_by_a_mask(nodes, model, number, **how):
+    """Nodes that guide ``model`` by the known left half, sample, and keep the latent under ``number``."""
+    nodes[f"7{number}"] = node("ReconstructionGuide", model=[model, 0], kind="mask", latent=["5", 0], mask=["8", 0], **how)
+    nodes[f"8{number}"] = ksampler(f"7{number}")
+    nodes[number] = keep_latent(f"8{number}", f"latents/{number}")
+
+
+def test_a_lora_is_guided_with_its_model(prompt, server, latents):
+    kind, known, nodes = prompt
+    with weights(server, f"{kind}_lora", "loras", "LoraLoaderModelOnly") as name:
+        for number, strength, weight in (("10", 0.0, 0.01), ("11", 1.0, 0.01), ("12", 1.0, 0.0)):
+            nodes[f"2{number}"] = node("LoraLoaderModelOnly", model=["1", 0], lora_name=name, strength_model=strength)
+            guided_by_a_mask(nodes, f"2{number}", number, weight=weight)
+        guided_by_a_mask(nodes, "1", "13", weight=0.01)
+        found = latents(nodes, timeout=600)
+    assert torch.equal(found["10"], found["13"])  # at strength 0 there is no LoRA
+    right = lambda a, b: (found[a] - found[b])[..., 4:].abs().max()  # noqa: E731
+    assert right("11", "13") > 1e-4 and right("11", "12") > 1e-4  # the LoRA acts, and guidance through it
+    torch.testing.assert_close(found["11"][..., :4], known[..., :4], atol=2e-2, rtol=2e-2)
+
+
+def test_a_controlnet_is_guided_with_its_model(prompt, server, latents):
+    kind, known, nodes = prompt
+    if kind != "sd15":
+        pytest.skip("ControlNets are Stable Diffusion's")
+    with weights(server, "sd15_control", "controlnet", "ControlNetLoader") as name:
+        nodes |= {
+            "9": node("ControlNetLoader", control_net_name=name),
+            "14": node("EmptyImage", width=64, height=64, batch_size=3, color=0x8040C0),
+            "15": node(
+                "ControlNetApplyAdvanced", positive=["2", 0], negative=["3", 0], control_net=["9", 0], image=["14", 0],
+                strength=1.0, start_percent=0.0, end_percent=1.0,
+            ),
+        }  # fmt: skip
+        for number, weight in (("10", 0.01), ("11", 0.0)):
+            guided_by_a_mask(nodes, "1", number, weight=weight)
+            nodes[f"8{number}"]["inputs"] |= {"positive": ["15", 0], "negative": ["15", 1]}
+        guided_by_a_mask(nodes, "1", "12", weight=0.01)
+        found = latents(nodes, timeout=600)
+    right = lambda a, b: (found[a] - found[b])[..., 4:].abs().max()  # noqa: E731
+    assert right("10", "12") > 1e-4 and right("10", "11") > 1e-4  # the ControlNet acts, and guidance through it
+    torch.testing.assert_close(found["10"][..., :4], known[..., :4], atol=2e-2, rtol=2e-2)
+
+
+def test_the_hosts_context_windows_are_guided(prompt, latents):
+    kind, known, nodes = prompt
+    nodes["9"] = node(
+        "ContextWindowsManual", model=["1", 0], context_length=2, context_overlap=1, context_schedule="standard_static",
+        context_stride=1, closed_loop=False, fuse_method="pyramid", dim=0 if kind == "sd15" else 2, freenoise=False,
+        cond_retain_index_list="", split_conds_to_windows=False, latent_retain_index_list="", causal_window_fix=False,
+    )  # fmt: skip
+    for number, weight in (("10", 0.01), ("11", 0.0)):
+        guided_by_a_mask(nodes, "9", number, weight=weight)
+    guided_by_a_mask(nodes, "1", "12", weight=0.01)
+    found = latents(nodes, timeout=600)
+    right = lambda a, b: (found[a] - found[b])[..., 4:].abs().max()  # noqa: E731
+    assert right("10", "11") > 1e-4
+    assert kind == "sd15" or right("10", "12") > 1e-4  # an image model's frames do not see one another anyhow
+    torch.testing.assert_close(found["10"][..., :4], known[..., :4], atol=2e-2, rtol=2e-2)
+
+
+def test_measuring_in_pixels_reaches_the_latent_through_an_image_vae(prompt, server, latents):
+    kind, _, nodes = prompt
+    if kind != "sd15":
+        pytest.skip("one VAE is enough")
+    with weights(server, "sd_vae", "vae", "VAELoader") as name:
+        nodes |= {
+            "9": node("VAELoader", vae_name=name),
+            "14": node("EmptyImage", width=16, height=16, batch_size=3, color=0x8040C0),
+        }
+        for i, weight in enumerate((0.0, 0.001)):
+            nodes[f"2{i}"] = node(
+                "ReconstructionGuide", model=["1", 0], kind="low_resolution", image=["14", 0], vae=["9", 0],
+                measured_in="pixels", weight=weight, memory_saver=bool(i),
+            )  # fmt: skip
+            nodes[f"3{i}"] = ksampler(f"2{i}")
+            nodes[f"4{i}"] = keep_latent(f"3{i}", f"latents/{i}")
+        found = latents(nodes, timeout=600)
+    assert torch.isfinite(found["41"]).all() and (found["41"] - found["40"]).abs().max() > 1e-4
 
 
 def test_models_that_pack_frames_are_refused_where_single_frames_must_stay(prompt, run):

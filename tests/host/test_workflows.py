@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import start
 from vidcore.data.shapes import Scene, Thing
 from vidcore.metrics.tracker import agreement, observe
-from vidcore.video import probe, read_frames
+from vidcore.video import probe, read_frames, write_video
+
+from .random_weights import weights
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
@@ -23,12 +27,23 @@ def test_every_workflow_has_a_picture_notes_and_known_nodes(path, server):
     assert [k for k in kinds if k not in known and k != "MarkdownNote"] == []
 
 
-def render(server, tools, output, name, *settings):
+def render_all(server, tools, output, name, *settings):
+    """Paths of all videos that a workflow saves, by the prefix of their names."""
     workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     prompt = start.to_api(tools, workflow, server.get("/object_info"))
     start.apply_settings(prompt, list(settings))
-    (item,) = start.output_files(start.run_prompt(server, prompt))
-    return output(item)
+    items = start.output_files(start.run_prompt(server, prompt))
+    return {item["filename"].rsplit("_0", 1)[0]: output(item) for item in items}
+
+
+def render(server, tools, output, name, *settings):
+    (path,) = render_all(server, tools, output, name, *settings).values()
+    return path
+
+
+def clip_of(path):
+    """T 32 32 3 in [0, 1], the model's own pixels of an enlarged clip."""
+    return read_frames(path)[:, 8::16, 8::16].numpy() / 255
 
 
 def test_text_to_video_shows_what_its_prompt_says(server, tools, output):
@@ -36,7 +51,7 @@ def test_text_to_video_shows_what_its_prompt_says(server, tools, output):
     path = render(server, tools, output, "text_to_video")
     info = probe(path)
     assert (info.frames, info.height, info.width, float(info.rate)) == (8, 512, 512, 8.0)
-    clip = read_frames(path)[:, 8::16, 8::16].numpy() / 255  # back to the model's 32 x 32
+    clip = clip_of(path)
     found = agreement(clip, Scene((Thing("circle", "red", "large", "left"),), "dark blue"))
     assert all(found.values()), f"{found}: {observe(clip)}"
 
@@ -50,5 +65,63 @@ def test_settings_change_the_video(server, tools, output):
         "Prompt.text=a large green square over a black background",
         "Sample Video.steps=20",
     )
-    seen = observe(read_frames(path)[:, 8::16, 8::16].numpy() / 255)
+    seen = observe(clip_of(path))
     assert seen.background == "black" and {t.colour for t in seen.things} == {"green"}
+
+
+def test_extend_video_goes_on_with_the_same_thing(server, tools, output):
+    path = render(server, tools, output, "extend_video", "Extend Video.steps=10", "Extend Video.guidance_scale=1")
+    clip = clip_of(path)
+    assert len(clip) == 48
+    for part in (clip[:16], clip[32:]):
+        seen = observe(part)
+        assert seen.background == "dark blue" and [t.colour for t in seen.things] == ["red"]
+    assert np.ptp(observe(clip[16:]).things[0].path, axis=0).max() > 0.15  # it still moves
+
+
+def test_inbetween_frames_ends_where_it_should_and_moves_on_the_way(server, tools, output):
+    clip = clip_of(render(server, tools, output, "inbetween_frames"))
+    (thing,) = observe(clip).things
+    assert len(clip) == 16 and thing.colour == "green" and thing.motion == "right"
+    assert (np.diff(thing.path[:, 0]) > -0.03).all()  # no frame jumps back
+
+
+def test_temporal_upsample_keeps_the_given_frames(server, tools, output):
+    made = render_all(server, tools, output, "temporal_upsample", "Temporal Upsample.steps=12")
+    given, smooth = clip_of(made["smooth_given"]), clip_of(made["smooth"])
+    assert (len(given), len(smooth)) == (8, 15)
+    assert np.abs(smooth[::2] - given).mean() < 0.02  # the video codec's own loss
+    a, b = (observe(clip).things[0].path for clip in (given, smooth))
+    between = np.abs(b[1::2, 1] - (a[:-1, 1] + a[1:, 1]) / 2)
+    assert between.mean() < 0.1
+
+
+def test_super_resolution_shrinks_to_what_was_given(server, tools, output):
+    made = render_all(server, tools, output, "super_resolution", "Spatial Upsample.steps=12")
+    given, large = clip_of(made["larger_given"]), read_frames(made["larger"])[:, 4::8, 4::8].numpy() / 255
+    assert large.shape[1:3] == (64, 64)
+    small = large.reshape(8, 32, 2, 32, 2, 3).mean((2, 4))
+    assert np.abs(small - given).mean() < 0.05
+
+
+def test_inpaint_video_changes_the_middle_alone(server, tools, output):
+    made = render_all(server, tools, output, "inpaint_video")
+    before, after = clip_of(made["inpainted_given"]), clip_of(made["inpainted"])
+    edge = np.ones((32, 32), bool)
+    edge[2:30, 2:30] = False
+    assert np.abs(before - after)[:, edge].mean() < 0.04 and np.abs(before - after)[:, ~edge].mean() > 0.1
+    seen = observe(after)
+    assert seen.background == "dark blue" and [t.colour for t in seen.things] == ["yellow"]
+
+
+def test_sd15_enlarge_video_runs_on_that_layout(server, tools, output):
+    """Random weights make no picture, but every wire and shape is real; at a quarter of the sizes."""
+    write_video(server.base / "input" / "small.mp4", torch.randint(0, 255, (3, 48, 64, 3), dtype=torch.uint8), 8)
+    with weights(server, "sd15_checkpoint", "checkpoints", "CheckpointLoaderSimple") as name:
+        path = render(
+            server, tools, output, "sd15_enlarge_video", f"Load Checkpoint.ckpt_name={name}", "KSampler.steps=2",
+            "The first 8 frames.length=2", "Small.width=32", "Small.height=32",
+            "Start from the enlarged frames.width=64", "Start from the enlarged frames.height=64",
+        )  # fmt: skip
+    info = probe(path)
+    assert (info.frames, info.height, info.width) == (2, 64, 64)

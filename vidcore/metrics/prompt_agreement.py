@@ -5,9 +5,7 @@ of the scores with the protocol that made them.
 """
 
 import argparse
-import hashlib
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from ..guide.cfg import with_cfg
 from ..sample import ancestral_step, ddim_step, sample_clip
 from ..systems.vdm.checkpoint import load_vdm
 from ..text import Vocabulary
+from .record import add_protocol, print_record
 from .tracker import agreement
 
 
@@ -76,19 +75,14 @@ def score(made: np.ndarray, asked: list[Scene]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vidcore.metrics.prompt_agreement", description=__doc__)
     parser.add_argument("model", type=Path)
-    for name, value in asdict(Protocol()).items():
-        if isinstance(value, bool):
-            parser.add_argument(f"--{name}", type=lambda text: text.lower() in ("1", "true", "yes"), default=value)
-        else:
-            parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    add_protocol(parser, Protocol())
     arguments = vars(parser.parse_args())
     path = arguments.pop("model")
     protocol = Protocol(**arguments)
     net, encoder = load_vdm(path)
     asked = scenes(protocol)
     made = clips(net, encoder, asked, protocol, lambda done: print(f"{done}/{protocol.prompts}", flush=True))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    print(json.dumps({"model": path.name, "sha256": digest, **asdict(protocol), "agreement": score(made, asked)}))
+    print_record(path, protocol, agreement=score(made, asked))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ class Phase:
         time_power: as in `vdm_loss`; 1 is the paper's uniform time.
         sizes: sizes of things; the middle one is "".
         backgrounds: what may be behind them.
+        anywhere: probability that a clip whose motion repeats starts at any moment of it, as a clip that goes on does.
+        turns: kinds of batch that successive steps take in turn; in a recipe, tables of the entries in which they differ.
     """
 
     steps: int
@@ -48,6 +50,8 @@ class Phase:
     time_power: float = 1.0
     sizes: tuple[str, ...] = tuple(SIZES)
     backgrounds: tuple[str, ...] = tuple(BACKGROUNDS)
+    anywhere: float = 0.0
+    turns: tuple["Phase", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,14 @@ class TrainConfig:
         return sum(phase.steps for phase in self.phases)
 
     def at(self, step: int) -> tuple[Phase, float]:
-        """The phase of ``step`` (counted from 0) and its learning rate, warm-up included."""
+        """The kind of batch of ``step`` (counted from 0) and its learning rate, warm-up included."""
         first = 0
         for phase in self.phases:
             if step < first + phase.steps:
                 progress = (step - first) / phase.steps
                 lr = phase.lr + ((phase.lr_end or phase.lr) - phase.lr) * progress
-                return phase, lr * min(1.0, (step + 1) / max(1, self.warmup))
+                kind = phase.turns[(step - first) % len(phase.turns)] if phase.turns else phase
+                return kind, lr * min(1.0, (step + 1) / max(1, self.warmup))
             first += phase.steps
         raise IndexError(f"step {step} lies past the end of the recipe ({self.steps} steps)")
 
@@ -124,6 +129,26 @@ def _build(cls: type, table: Any, where: str):
         raise ConfigError(f"{where}: {error}") from None
 
 
+def _phase(table: Any, where: str, model: VDMConfig) -> Phase:
+    """A checked `Phase` from its TOML table, and from each of its ``turns``."""
+    turns = table.pop("turns", []) if isinstance(table, dict) else []
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise ConfigError(f"{where}.turns must be a list of tables")
+    phase = _build(Phase, table, where)
+    if phase.size % model.stride or phase.size == 0:
+        raise ConfigError(f"{where}.size must be a multiple of {model.stride}, got {phase.size}")
+    if min(phase.steps, phase.batch, phase.frames) < 1:
+        raise ConfigError(f"{where}: steps, batch and frames must be at least 1")
+    for name, known in (("sizes", SIZES), ("backgrounds", BACKGROUNDS)):
+        given = list(getattr(phase, name))
+        if not given or not set(given) <= set(known):
+            raise ConfigError(f"{where}.{name} must be some of {list(known)}, got {given}")
+    if phase.frames > model.longest:
+        raise ConfigError(f"{where}.frames must be at most model.max_frames = {model.longest}, got {phase.frames}")
+    kinds = (_phase({**table, **turn}, f"{where}, turn {i + 1}", model) for i, turn in enumerate(turns))
+    return dataclasses.replace(phase, turns=tuple(kinds))
+
+
 def read_config(path: str | Path) -> TrainConfig:
     """Read and check a recipe.
 
@@ -141,16 +166,5 @@ def read_config(path: str | Path) -> TrainConfig:
     if not phases:
         raise ConfigError("the recipe has no [[phase]]: nothing to train on")
     model = _build(VDMConfig, table.pop("model", {}), "model")
-    phases = tuple(_build(Phase, p, f"phase {i + 1}") for i, p in enumerate(phases))
-    for i, phase in enumerate(phases):
-        if phase.size % model.stride or phase.size == 0:
-            raise ConfigError(f"phase {i + 1}.size must be a multiple of {model.stride}, got {phase.size}")
-        if min(phase.steps, phase.batch, phase.frames) < 1:
-            raise ConfigError(f"phase {i + 1}: steps, batch and frames must be at least 1")
-        for name, known in (("sizes", SIZES), ("backgrounds", BACKGROUNDS)):
-            given = list(getattr(phase, name))
-            if not given or not set(given) <= set(known):
-                raise ConfigError(f"phase {i + 1}.{name} must be some of {list(known)}, got {given}")
-        if phase.frames > model.longest:
-            raise ConfigError(f"phase {i + 1}.frames must be at most model.max_frames = {model.longest}, got {phase.frames}")
+    phases = tuple(_phase(p, f"phase {i + 1}", model) for i, p in enumerate(phases))
     return _build(TrainConfig, {**table, "model": model, "phases": phases}, "recipe")

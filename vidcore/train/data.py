@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.shapes import caption, random_scene, render
+from ..data.shapes import REPEATING, caption, random_scene, render
 from ..text import Vocabulary
 from .config import Phase
 
@@ -24,15 +24,23 @@ def shapes_batch(phase: Phase, vocabulary: Vocabulary, seed: int, step: int, ran
     """Clips with captions, and for joint training ``phase.images`` random frames of other scenes after each."""
     rng = np.random.default_rng((seed, rank, step))
 
-    def example(frames: int, times=None):
+    def example(frames: int):
         scene = random_scene(rng, phase.two, sizes=phase.sizes, backgrounds=phase.backgrounds)
+        # A picture shows a motion's caption at a random moment, a clip the whole motion.
+        times = rng.random(1) if frames == 1 else np.linspace(0, 1, frames)
+        if (
+            phase.anywhere
+            and frames > 1
+            and all(t.motion in REPEATING for t in scene.things)
+            and rng.random() < phase.anywhere
+        ):
+            times = times + rng.random()
         return render(scene, frames, phase.size, times), vocabulary.encode(caption(scene, rng))
 
     clips, tokens, image_tokens = [], [], []
     for _ in range(phase.batch):
-        # A picture shows a motion's caption at a random moment, a clip the whole motion.
-        pixels, words = example(phase.frames, rng.random(1) if phase.frames == 1 else None)
-        pictures = [example(1, rng.random(1)) for _ in range(phase.images)]
+        pixels, words = example(phase.frames)
+        pictures = [example(1) for _ in range(phase.images)]
         clips.append(np.concatenate([pixels, *(p for p, _ in pictures)]))
         tokens.append(words)
         image_tokens.append([w for _, w in pictures])

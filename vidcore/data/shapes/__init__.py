@@ -2,9 +2,9 @@
 
 from .captions import VOCABULARY, caption
 from .render import render
-from .scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Scene, Thing, is_held_out, random_scene
+from .scene import BACKGROUNDS, COLOURS, MOTIONS, REPEATING, SHAPES, Scene, Thing, is_held_out, random_scene
 
 __all__ = [
-    "BACKGROUNDS", "COLOURS", "MOTIONS", "SHAPES", "VOCABULARY", "Scene", "Thing", "caption", "is_held_out",
+    "BACKGROUNDS", "COLOURS", "MOTIONS", "REPEATING", "SHAPES", "VOCABULARY", "Scene", "Thing", "caption", "is_held_out",
     "random_scene", "render",
 ]  # fmt: skip

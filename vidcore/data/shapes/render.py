@@ -63,7 +63,7 @@ def render(scene: Scene, frames: int, size: int, times: np.ndarray | None = None
         scene: what to draw.
         frames: number of frames.
         size: height and width in pixels.
-        times: the time of each frame in [0, 1]; evenly spaced by default.
+        times: the time of each frame in [0, 1], or later for a motion that repeats; evenly spaced by default.
 
     Returns:
         float32 T H W C in [0, 1].

@@ -49,6 +49,7 @@ DIRECTIONS: dict[str, tuple[float, float]] = {
     "down right": (1, 1),
 }
 MOTIONS = (*DIRECTIONS, "bounce", "orbit", "rotate", "grow")
+REPEATING = ("bounce", "orbit", "rotate")  # can go on in place for ever
 
 SIZES = {"small": 0.16, "": 0.205, "large": 0.255}  # radius of the bounding circle; the middle size has no word
 
@@ -77,7 +78,7 @@ class Thing:
     turn: int = 1
 
     def pose(self, u: float) -> tuple[float, float, float, float]:
-        """(x, y, radius, angle in radians) at time ``u`` in [0, 1]."""
+        """(x, y, radius, angle in radians) at time ``u`` in [0, 1]; a `REPEATING` motion goes on after 1."""
         x, y, radius, angle = self.x, self.y, SIZES[self.size], 0.0
         if self.motion in DIRECTIONS:
             dx, dy = DIRECTIONS[self.motion]
