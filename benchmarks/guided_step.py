@@ -39,15 +39,14 @@ def node(kind: str, /, **inputs) -> dict:
     return {"class_type": kind, "inputs": inputs}
 
 
-def prompt(layout: str, way: dict | None, steps: int, seed: int, frames: int, size: int) -> dict:
-    """KSampler on the layout, the first frame known where guided. ``size`` in latent pixels."""
-    empty, known = "empty.latent", "known.latent"
+def prompt(layout: str, way: dict | None, steps: int, seed: int) -> dict:
+    """KSampler on the layout, the first frame known where guided."""
     nodes = {
         "1": node("UNETLoader", unet_name=f"{layout}.safetensors", weight_dtype="default"),
         "2": node("RandomConditioning", tokens=77, width=WIDTHS[layout], seed=1),
         "3": node("RandomConditioning", tokens=77, width=WIDTHS[layout], seed=2),
-        "4": node("LoadLatent", latent=empty),
-        "5": node("LoadLatent", latent=known),
+        "4": node("LoadLatent", latent="empty.latent"),
+        "5": node("LoadLatent", latent="known.latent"),
         "8": node("SaveLatent", samples=["7", 0], filename_prefix="latents/benchmark"),
     }
     if way is not None:
@@ -62,7 +61,7 @@ def prompt(layout: str, way: dict | None, steps: int, seed: int, frames: int, si
 
 
 def write_latents(python: Path, folder: Path, layout: str, frames: int, size: int) -> None:
-    """The two LATENT files, by the host's Python, which has torch."""
+    """The two LATENT files, ``size`` in latent pixels, by the host's Python, which has torch."""
     shape = [frames, CHANNELS[layout], size, size] if layout == "sd15" else [1, CHANNELS[layout], frames, size, size]
     first = [1, *shape[1:]] if layout == "sd15" else [*shape[:2], 1, *shape[3:]]
     code = (
@@ -100,7 +99,7 @@ def compare(arguments, server: start.Server) -> dict:
                 if known:
                     before = memory(pid, "VmRSS")
                 started = time.monotonic()
-                start.run_prompt(server, prompt(arguments.layout, way, steps, seed, arguments.frames, arguments.size))
+                start.run_prompt(server, prompt(arguments.layout, way, steps, seed))
                 taken[steps] = time.monotonic() - started
             if seed:
                 seconds[name].append((taken[MANY] - taken[FEW]) / (MANY - FEW))

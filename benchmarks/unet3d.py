@@ -1,8 +1,9 @@
-"""The 3-D U-Net beside its peers, at equal parameters, frames and resolution: ``python benchmarks/unet3d.py``.
+"""The 3-D U-Net beside its peers, at like parameters, equal frames and resolution: ``python benchmarks/unet3d.py``.
 
 Each measurement is a process of its own, all networks in turn within a round, so that a busy machine disturbs them
 alike; what counts is the median over rounds of each round's ratio. Peak memory is the process's own peak above what it
-held once the network was built (on a GPU: PyTorch's peak allocation). All networks are unconditional or get one empty
+held once the network was built (on a GPU: PyTorch's peak allocation). Widths are multiples of 8, so parameters
+differ a little; the record states them. All networks are unconditional or get one empty
 token, run in float32 as their packages build them, and are sampled by the same ancestral sampler. Needs the packages in
 benchmarks/requirements.txt.
 """

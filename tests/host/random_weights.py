@@ -15,7 +15,9 @@ def weights(server, kind, folder, loader):
     name = f"{kind}.safetensors"
     script = Path(__file__).with_name("layouts.py")
     command = [sys.executable, script, os.environ["VIDCORE_HOST_TREE"], kind, folder / name]
-    subprocess.run(command, check=True, capture_output=True)
-    server.get(f"/object_info/{loader}")  # the host lists folders anew
-    yield name
-    (folder / name).unlink()
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+        server.get(f"/object_info/{loader}")  # the host lists folders anew
+        yield name
+    finally:
+        (folder / name).unlink(missing_ok=True)
