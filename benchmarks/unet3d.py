@@ -2,10 +2,11 @@
 
 Each measurement is a process of its own, all networks in turn within a round, so that a busy machine disturbs them
 alike; what counts is the median over rounds of each round's ratio. Peak memory is the process's own peak above what it
-held once the network was built (on a GPU: PyTorch's peak allocation). Widths are multiples of 8, so parameters
-differ a little; the record states them. All networks are unconditional or get one empty
-token, run in float32 as their packages build them, and are sampled by the same ancestral sampler. Needs the packages in
-benchmarks/requirements.txt.
+held once the network was built (on a GPU: PyTorch's peak allocation). Widths are multiples of 8 (ours of 4), so parameters
+differ a little; the record states them. All networks have four levels of two residual blocks each, and attend on all but the
+finest where their package lets them choose (video-diffusion-pytorch attends everywhere). All are unconditional or get
+one empty token, run in float32 as their packages build them, and are sampled by the same ancestral sampler. Needs the
+packages in benchmarks/requirements.txt.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable
 from datetime import date
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -35,8 +37,9 @@ def ours(width: int, frames: int, size: int):
     from vidcore.systems.vdm import UNet3D, VDMConfig
 
     config = VDMConfig(
-        frames=frames, size=size, channels=width, blocks=2, head_width=32, embedding=4 * width, embedding_layers=2
-    )
+        frames=frames, size=size, channels=width, blocks=2, attention_sizes=(size // 8, size // 4, size // 2),
+        head_width=width, embedding=4 * width, embedding_layers=2,
+    )  # fmt: skip
     net = UNet3D(config)
     return net, lambda z, log_snr: net(z, log_snr)
 
@@ -89,7 +92,7 @@ def fitting_width(build: Callable, parameters: float, frames: int, size: int) ->
             net, _ = build(width, frames, size)
         return abs(sum(p.numel() for p in net.parameters()) - parameters)
 
-    return min(range(16, 160, 8), key=distance)
+    return min(range(16, 160, 4 if build is ours else 8), key=distance)
 
 
 def peak_bytes(device: str) -> int:
@@ -160,10 +163,10 @@ def _lines(path: str) -> list[str]:
 
 def compare(arguments) -> dict:
     """All rounds; per task and network the median time, peak memory, and ratio to ours."""
-    raw: dict[str, dict[str, list[dict]]] = {task: {name: [] for name in NETS} for task in TASKS}
+    raw: dict[str, dict[str, list[dict]]] = {task: {name: [] for name in arguments.nets} for task in TASKS}
     for round_number in range(arguments.rounds):
         for task in TASKS:
-            for name in NETS:
+            for name in arguments.nets:
                 command = [sys.executable, __file__, *sys.argv[1:], "--worker", name, "--task", task]
                 answer = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
                 if answer.returncode:
@@ -191,21 +194,24 @@ def compare(arguments) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parameters", type=float, default=20e6)
+    parser.add_argument("--parameters", type=float, default=27e6)
     parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--size", type=int, default=32, help="imagen-pytorch takes 17 GB at 64")
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS), help="vidcore is always among them")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--worker", choices=NETS, help=argparse.SUPPRESS)
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    arguments.nets = ["vidcore", *(name for name in arguments.nets if name != "vidcore")]
     if arguments.worker:
         print(json.dumps(measure(arguments.worker, arguments.task, arguments)))
         return
     setting = {k: v for k, v in vars(arguments).items() if k not in ("worker", "task")}
-    record = {"date": str(date.today()), "hardware": processor(), "torch": torch.__version__, **setting}
+    packages = {name: version(name) for name in ("torch", *(net for net in arguments.nets if net != "vidcore"))}
+    record = {"date": str(date.today()), "hardware": processor(), "packages": packages, **setting}
     print(json.dumps({**record, "results": compare(arguments)}, indent=1))
 
 

@@ -7,6 +7,7 @@ from .extend import ExtendVideo, SpatialUpsample, TemporalUpsample
 from .guide import ReconstructionGuide
 from .latent import EmptyVideoLatent
 from .load import LoadVideoModel
+from .oscillate import OscillatingGuidance
 from .sample import SampleVideo
 from .samplers import SamplerVDM
 
@@ -18,5 +19,5 @@ class VidCore(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             LoadVideoModel, EmptyVideoLatent, SampleVideo, SamplerVDM,
-            ReconstructionGuide, TemporalUpsample, ExtendVideo, SpatialUpsample,
+            ReconstructionGuide, TemporalUpsample, ExtendVideo, SpatialUpsample, OscillatingGuidance,
         ]  # fmt: skip

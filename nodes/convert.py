@@ -33,14 +33,35 @@ def latent_axes(vae) -> int:
     return 5 if vae.latent_dim == 3 else 4
 
 
+def frames_per_latent(vae) -> int:
+    """How many frames a VAE packs into one latent; the very first frame of a clip always has a latent of its own."""
+    return int(vae.temporal_compression_decode() or 1) if vae.latent_dim == 3 else 1
+
+
+def whole_latents(frames: int, pack: int) -> int:
+    """The largest number of frames, at most ``frames``, that fills latents of ``pack`` frames: 1 + a multiple, or none."""
+    return (frames - 1) // pack * pack + 1 if frames else 0
+
+
 def encode_frames(vae, images: Tensor) -> Tensor:
     """IMAGE through a VAE to a clip B C T h w, in the LATENT's own scale."""
     return latent_to_clip(vae.encode(images[..., :3]))
 
 
+def decode_frames(vae, clip: Tensor) -> Tensor:
+    """The inverse of `encode_frames`: one clip 1 C t h w, in the LATENT's scale, to IMAGE, on the CPU."""
+    decoded = vae.decode(clip_to_latent(clip, latent_axes(vae)))
+    return decoded.reshape(-1, *decoded.shape[-3:]).cpu()
+
+
 def images_to_clip(images: Tensor) -> Tensor:
     """IMAGE T H W C in [0, 1] to pixels 1 C T H W in [-1, 1]."""
     return images[..., :3].permute(3, 0, 1, 2)[None] * 2 - 1
+
+
+def clip_to_images(clip: Tensor) -> Tensor:
+    """The inverse of `images_to_clip`."""
+    return (clip[0].permute(1, 2, 3, 0) + 1) / 2
 
 
 def parse_frames(text: str) -> list[int]:

@@ -6,10 +6,19 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
-from ..vidcore.guide.extend import extension, interpolation, places_between, stream
-from ..vidcore.guide.measure import Decoded, LowResolution
-from .convert import clip_to_latent, encode_frames, images_to_clip, latent_axes, latent_to_clip
-from .guide import Guide, decoder, guided
+from ..vidcore.guide.extend import extension, first_frames, interpolation, places_between, stream
+from ..vidcore.guide.measure import Decoded, LowResolution, Measurement
+from .convert import (
+    clip_to_images,
+    clip_to_latent,
+    decode_frames,
+    encode_frames,
+    frames_per_latent,
+    images_to_clip,
+    latent_to_clip,
+    whole_latents,
+)  # fmt: skip
+from .guide import Decoder, Guide, guided, still
 from .samplers import PAPER_SCHEDULE, SAMPLERS, SCHEDULES, make_sampler, make_sigmas
 
 
@@ -40,6 +49,11 @@ def common_inputs(weight: float) -> list:
     ]  # fmt: skip
 
 
+MEMORY_SAVER = io.Boolean.Input(
+    "memory_saver", default=False, optional=True, advanced=True,
+    tooltip="Keeps less for the way back through the model and computes it again: slower, less memory.",
+)  # fmt: skip
+
 MODEL_INPUTS = [
     io.Model.Input("model", tooltip="Any model whose frames see one another: a video model, or an image model patched so."),
     io.Conditioning.Input("positive", tooltip="What the clip shows."),
@@ -51,8 +65,11 @@ MODEL_INPUTS = [
 class Windows:
     """Samples windows of one clip, one after another, with one progress bar."""
 
-    def __init__(self, model, positive, negative, count, seed, steps, guidance_scale, sampler, schedule, weight):
-        self.model, self.conditions, self.weight = model, (positive, negative), weight
+    def __init__(
+        self, model, positive, negative, count, seed, steps, guidance_scale, sampler, schedule, weight,
+        memory_saver=False,
+    ):  # fmt: skip
+        self.model, self.conditions, self.weight, self.memory_saver = model, (positive, negative), weight, memory_saver
         self.seed, self.scale = seed, guidance_scale
         self.sampler = make_sampler(sampler)
         self.sigmas = make_sigmas(model.get_model_object("model_sampling"), schedule, sampler, steps)
@@ -64,7 +81,7 @@ class Windows:
         preview = self.previewer.decode_latent_to_preview_image("JPEG", x0) if self.previewer else None
         self.bar.update_absolute(self.done + step + 1, self.total, preview)
 
-    def make(self, measurements, start: int, shape: torch.Size, vae=None) -> torch.Tensor:
+    def make(self, measurements, start: int, shape: torch.Size) -> torch.Tensor:
         """One window of ``shape`` 1 C T h w in the model's own space, first frame ``start``; measurements likewise."""
         axes = self.model.get_model_object("latent_format").latent_dimensions + 2
         empty = clip_to_latent(torch.zeros(shape), axes)
@@ -72,7 +89,8 @@ class Windows:
         model = self.model
         for measurement in measurements:
             build = lambda base, shape, measurement=measurement: measurement  # noqa: E731
-            model = guided(model, Guide(build, self.weight, float("inf"), 0.0, vae=vae))
+            vae = measurement.decode.patcher if isinstance(measurement, Decoded) else None
+            model = guided(model, Guide(build, self.weight, float("inf"), 0.0, memory_saver=self.memory_saver, vae=vae))
         latent = comfy.sample.sample_custom(
             model,
             comfy.sample.prepare_noise(empty, seed),
@@ -89,44 +107,93 @@ class Windows:
         return model.model.process_latent_in(latent_to_clip(latent))
 
 
-def check_frames(model, image: torch.Tensor, least: int) -> None:
-    """Raises ValueError for frames that these nodes cannot use, and for models whose latents hold several frames each."""
+def check_frames(model, vae, image: torch.Tensor, least: int) -> None:
+    """Raises ValueError for frames that these nodes cannot use, and for a VAE that is not the model's."""
     if image.shape[0] < least:
         raise ValueError(f"at least {least} frames are needed, got {image.shape[0]}")
     if not torch.isfinite(image).all():
         raise ValueError("the frames hold NaN or infinite values; please check the node that made them")
-    ratio = getattr(model.get_model_object("latent_format"), "temporal_downscale_ratio", 1) or 1
-    if ratio > 1:
+    channels = model.get_model_object("latent_format").latent_channels
+    if vae.latent_channels != channels:
         raise ValueError(
-            f"this model packs {ratio} frames into one latent, so single frames cannot be held fixed. Please use "
-            "Reconstruction Guide with measured_in set to pixels, or a model without compression over time."
+            f"this model's latents have {channels} channels and the VAE's {vae.latent_channels}. Please connect the VAE "
+            "that belongs to the model."
         )
 
 
-def count_windows(length: int, window: int, overlap: int) -> int:
-    """How many windows `stream` will ask for; raises ValueError if it cannot."""
+def check_size(vae, height: int, width: int) -> None:
+    """Raises ValueError for frames that the VAE would crop."""
+    ratio = vae.spacial_compression_encode()
+    if height % ratio or width % ratio:
+        raise ValueError(
+            f"the new clip would be {width}x{height}; this model's VAE needs multiples of {ratio}. Please crop or resize "
+            "the frames."
+        )
+
+
+def fit_windows(length: int, window: int, overlap: int, pack: int) -> tuple[int, int, int]:
+    """Windows that fit a model which packs ``pack`` frames into a latent.
+
+    Returns:
+        frames to make (at least ``length``), frames per window, frames that two windows share.
+
+    Raises:
+        ValueError: if a window would make nothing new.
+    """
+    if window <= pack > 1:
+        raise ValueError(
+            f"this model packs {pack} frames into one latent, so a window of {window} frames holds only one. Please use a "
+            f"window of at least {pack + 1}, best the length that the model was trained on."
+        )
     if overlap >= window:
         raise ValueError(f"overlap ({overlap}) must be below window ({window}): a window of known frames makes nothing new")
-    return 1 + -(-(length - window) // (window - overlap)) if length > window else 1
+    window, overlap = whole_latents(window, pack), whole_latents(overlap, pack)
+    if window >= length:  # one window makes it all
+        window = whole_latents(length + pack - 1, pack)
+        return window, window, 0
+    if pack > 1:  # every window shares whole latents with the next, so the last may make more than is asked for
+        length = window + -(-(length - window) // (window - overlap)) * (window - overlap)
+    return length, window, overlap
 
 
-def run_windows(model, positive, negative, vae, image, length, evidence, window, overlap, size=None, in_pixels=False, **how):
-    """Stream a clip of ``length`` frames and decode it window by window; returns IMAGE."""
-    known = latent_to_clip(vae.encode(image[:1, ..., :3]))
-    window = min(window, length)
-    count = count_windows(length, window, overlap if length > window else 0)
-    overlap = overlap if length > window else 0
+def run_windows(
+    model, positive, negative, vae, image, length, evidence, window, overlap, size=None, **how
+) -> torch.Tensor:  # fmt: skip
+    """Stream a clip of ``length`` frames and decode it window by window.
+
+    Where the VAE packs several frames into a latent, what two windows share goes through pixels: the first frame of a
+    clip has a latent of its own, so a window's last latents are not the next one's first.
+
+    Args:
+        evidence: what is known, in the model's own space, of the frames from a number up to another.
+        size: height and width of the new clip's latents; the given frames' by default.
+        how: see `Windows`.
+
+    Returns:
+        IMAGE.
+    """
+    pack = frames_per_latent(vae)
+    total, window, overlap = fit_windows(length, window, overlap, pack)
+    known = encode_frames(vae, image[:1])
+    shape = torch.Size([1, known.shape[1], (window - 1) // pack + 1, *(size or known.shape[-2:])])
+    count = 1 + -(-(total - window) // (window - overlap))
     windows = Windows(model, positive, negative, count, **how)
-    height, width = size or known.shape[-2:]
-    shape = torch.Size([1, known.shape[1], window, height, width])
-    frames = []
-    for block in stream(
-        lambda measurements, start: windows.make(measurements, start, shape, vae if in_pixels else None),
-        length, window, overlap, evidence,
-    ):  # fmt: skip
-        decoded = vae.decode(clip_to_latent(model.model.process_latent_out(block), latent_axes(vae)))
-        frames.append(decoded.reshape(-1, *decoded.shape[-3:]).cpu())
-    return torch.cat(frames)
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        return decode_frames(vae, model.model.process_latent_out(latents))
+
+    if pack == 1:
+        blocks = stream(lambda known, start: windows.make(known, start, shape), total, window, overlap, evidence)
+        return torch.cat([decode(block) for block in blocks])
+
+    def make(known, start: int) -> torch.Tensor:
+        return images_to_clip(decode(windows.make(known, start, shape)))
+
+    def remember(frames: torch.Tensor, _) -> Measurement:
+        return first_frames(known_latents(model, vae, clip_to_images(frames)), shape[2])
+
+    blocks = stream(make, total, window, overlap, evidence, remember)
+    return torch.cat([clip_to_images(block) for block in blocks])[:length]
 
 
 def known_latents(model, vae, image: torch.Tensor) -> torch.Tensor:
@@ -148,14 +215,23 @@ class TemporalUpsample(io.ComfyNode):
                 io.Image.Input("image", tooltip="The frames to keep, at least two."),
                 io.Int.Input("factor", default=2, min=2, max=64, tooltip="How many times as many frames per second."),
                 *common_inputs(weight=2.0),
+                MEMORY_SAVER,
             ],
             outputs=[io.Image.Output(tooltip="(frames - 1) x factor + 1 frames.")],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, model, positive, negative, vae, image, factor, **how) -> io.NodeOutput:
-        check_frames(model, image, 2)
-        evidence = interpolation(known_latents(model, vae, image), factor)
+        check_frames(model, vae, image, 2)
+        check_size(vae, *image.shape[1:3])
+        if frames_per_latent(vae) == 1:
+            evidence = interpolation(known_latents(model, vae, image), factor)
+        else:  # no latent holds a given frame alone
+            decode, in_pixels = Decoder(vae, still(vae.patcher), model.model), interpolation(images_to_clip(image), factor)
+
+            def evidence(start: int, stop: int):
+                return [Decoded(decode, known) for known in in_pixels(start, stop)]
+
         length = (image.shape[0] - 1) * factor + 1
         made = run_windows(model, positive, negative, vae, image, length, evidence, **how)
         made[::factor] = image[..., :3].to(made)
@@ -176,20 +252,28 @@ class ExtendVideo(io.ComfyNode):
                 io.Image.Input("image", tooltip="The frames to go on from. They are kept exactly."),
                 io.Int.Input("new_frames", default=8, min=1, max=100000, tooltip="How many frames to add."),
                 *common_inputs(weight=2.0),
+                MEMORY_SAVER,
             ],
             outputs=[io.Image.Output(tooltip="The given frames and the new ones after them.")],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, model, positive, negative, vae, image, new_frames, window, overlap, **how) -> io.NodeOutput:
-        check_frames(model, image, 1)
+        check_frames(model, vae, image, 1)
+        check_size(vae, *image.shape[1:3])
         # Only the last frames matter for what follows.
-        context = image[-min(image.shape[0], max(1, min(overlap, window - 1))) :]
-        evidence = extension(known_latents(model, vae, context))
+        pack = frames_per_latent(vae)
+        context = image[-whole_latents(min(image.shape[0], max(1, min(overlap, window - 1))), pack) :]
+        known = extension(known_latents(model, vae, context))
+
+        def evidence(start: int, stop: int):
+            return [] if start else known(0, (stop - 1) // pack + 1)
+
         length = context.shape[0] + new_frames
         made = run_windows(
-            model, positive, negative, vae, image, length, evidence, window=window, overlap=max(1, overlap), **how
-        )
+            model, positive, negative, vae, image, length, evidence,
+            window=window, overlap=max(1, overlap), **how,
+        )  # fmt: skip
         return io.NodeOutput(torch.cat([image[..., :3].to(made), made[context.shape[0] :]]))
 
 
@@ -212,21 +296,19 @@ class SpatialUpsample(io.ComfyNode):
                     "time_factor", default=1, min=1, max=64, optional=True, advanced=True,
                     tooltip="How many times the frame rate; 1 keeps it.",
                 ),
+                MEMORY_SAVER,
             ],
             outputs=[io.Image.Output(tooltip="The larger clip.")],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, model, positive, negative, vae, image, factor, time_factor=1, **how) -> io.NodeOutput:
-        check_frames(model, image, 1 if time_factor == 1 else 2)
+        check_frames(model, vae, image, 1 if time_factor == 1 else 2)
+        height, width = (side * factor for side in image.shape[1:3])
+        check_size(vae, height, width)
         small, ratio = images_to_clip(image), vae.spacial_compression_encode()
-        if any(side * factor % ratio for side in image.shape[1:3]):
-            raise ValueError(
-                f"the larger clip would be {image.shape[2] * factor}x{image.shape[1] * factor}; this model's VAE needs "
-                f"multiples of {ratio}. Please crop or resize the frames."
-            )
         in_pixels = ratio > 1  # a small picture's latent is not the small version of the large one's
-        decode = decoder(vae, model.model) if in_pixels else None
+        decode = Decoder(vae, still(vae.patcher), model.model) if in_pixels else None
 
         def evidence(start: int, stop: int):
             given, places = places_between(small, time_factor, start, stop)
@@ -235,8 +317,6 @@ class SpatialUpsample(io.ComfyNode):
             measurement = LowResolution(given, frames=tuple(places))
             return [Decoded(decode, measurement) if in_pixels else measurement]
 
-        size = tuple(side * factor // ratio for side in image.shape[1:3])
         length = (image.shape[0] - 1) * time_factor + 1
-        return io.NodeOutput(
-            run_windows(model, positive, negative, vae, image, length, evidence, size=size, in_pixels=in_pixels, **how)
-        )
+        size = (height // ratio, width // ratio)
+        return io.NodeOutput(run_windows(model, positive, negative, vae, image, length, evidence, size=size, **how))

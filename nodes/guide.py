@@ -11,7 +11,16 @@ from comfy_api.latest import io
 
 from ..vidcore.guide.measure import Decoded, Known, LowResolution, Measurement, TemporalAverage, known_frames
 from ..vidcore.guide.reconstruction import reconstruct
-from .convert import clip_to_latent, encode_frames, images_to_clip, known_mask, latent_axes, latent_to_clip, parse_frames
+from .convert import (
+    clip_to_latent,
+    encode_frames,
+    frames_per_latent,
+    images_to_clip,
+    known_mask,
+    latent_axes,
+    latent_to_clip,
+    parse_frames,
+)  # fmt: skip
 from .gradient import checkpointed, gradients, plain
 from .samplers import host_level
 
@@ -30,7 +39,7 @@ class Guide:
         start, end: noise levels between which it steers, as sigmas of the host.
         every: steer at every so many-th step.
         memory_saver: run the network's blocks again on the way back instead of keeping what they made.
-        vae: where the measurement goes through a decoder, the VAE that it belongs to.
+        vae: where the measurement goes through a decoder, the patcher of its VAE.
     """
 
     build: Callable[[object, torch.Size], Measurement]
@@ -63,10 +72,13 @@ class Guides:
         self.measurements = [guide.build(patcher.model, shape) for guide in self.guides]
         try:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            # The host's own kind, which makes it unload what it holds.
             raise torch.OutOfMemoryError(
                 f"{error}\nReconstruction guidance keeps the model's activations for its gradient. Please turn memory_saver "
-                "on in Reconstruction Guide, let it act on fewer steps, or use fewer frames or a smaller size."
+                "on in the node that guides, make fewer frames at once, or use a smaller size."
             ) from error
         finally:
             self.measurements = []
@@ -86,10 +98,9 @@ class Guides:
         if not any(weights):
             moment = timestep
             return clip_to_latent(reconstruct(denoise, latent_to_clip(x), 1.0, self.measurements, weights), x.ndim)
-        moved = [guide.vae.first_stage_model for guide in self.guides if guide.vae is not None]
         with contextlib.ExitStack() as stack:
-            controls = [part.model for part in getattr(executor.class_obj, "loaded_models", None) or []]
-            stack.enter_context(gradients([model, *controls, *moved]))
+            others = [part.model for part in getattr(executor.class_obj, "loaded_models", None) or []]  # ControlNets, VAEs
+            stack.enter_context(gradients([model, *others]))
             if any(guide.memory_saver for guide in self.guides):
                 stack.enter_context(checkpointed(model.diffusion_model))
             moment = plain(timestep)
@@ -97,6 +108,15 @@ class Guides:
             return clip_to_latent(
                 reconstruct(denoise, latent_to_clip(plain(x)), level.alpha / scale, self.measurements, weights), x.ndim
             )
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on an accelerator or (where PyTorch has no error of its own for it) in the computer."""
+    return (
+        comfy.model_management.is_oom(error)
+        or isinstance(error, MemoryError)
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
+    )
 
 
 def refuse_several_parts(latent_shapes) -> None:
@@ -108,15 +128,21 @@ def refuse_several_parts(latent_shapes) -> None:
         )
 
 
+def still(patcher):
+    """A clone whose weights stay: those that the host pages in and out may be gone before the way back needs them."""
+    return patcher.clone(disable_dynamic=True) if patcher.is_dynamic() else patcher.clone()
+
+
 def guided(model, guide: Guide):
     """A clone of a MODEL with one more guide."""
-    # Weights that the host pages in and out may be gone before the way back needs them.
-    model = model.clone(disable_dynamic=True) if model.is_dynamic() else model.clone()
+    model = still(model)
     guides: Guides | None = model.get_attachment(KEY)
     if guides is None:
         guides = Guides([])
     guides.guides.append(guide)
     model.set_attachments(KEY, guides)
+    # The host loads these together with the model, and so does not move one out for the other.
+    model.set_additional_models(KEY, list(dict.fromkeys(g.vae for g in guides.guides if g.vae is not None)))
     wrappers = comfy.patcher_extension.WrappersMP
     for kind, function in ((wrappers.OUTER_SAMPLE, guides.sample), (wrappers.PREDICT_NOISE, guides.predict)):
         model.remove_wrappers_with_key(kind, KEY)
@@ -172,15 +198,24 @@ def build_measurement(kind: str, given: torch.Tensor, shape: torch.Size, frames:
     return TemporalAverage(given)
 
 
-def decoder(vae, model) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Latents in the model's space B C t h w to pixels B 3 T H W in [-1, 1], differentiable."""
-    comfy.model_management.load_models_gpu([vae.patcher])
+@dataclass(frozen=True)
+class Decoder:
+    """Latents in a model's space B C t h w to pixels B 3 T H W in [-1, 1], differentiable.
 
-    def decode(x0: torch.Tensor) -> torch.Tensor:
-        latent = clip_to_latent(model.process_latent_out(x0), latent_axes(vae)).to(vae.device, vae.vae_dtype)
-        return latent_to_clip(vae.first_stage_model.decode(latent).float()).to(x0.device)
+    Args:
+        vae: the host's VAE.
+        patcher: its weights, as `still` gives them.
+        model: the host's BaseModel.
+    """
 
-    return decode
+    vae: object
+    patcher: object
+    model: object
+
+    def __call__(self, x0: torch.Tensor) -> torch.Tensor:
+        latent = clip_to_latent(self.model.process_latent_out(x0), latent_axes(self.vae))
+        pixels = self.patcher.model.decode(latent.to(self.vae.device, self.vae.vae_dtype))
+        return latent_to_clip(pixels.float()).to(x0.device)
 
 
 class ReconstructionGuide(io.ComfyNode):
@@ -255,6 +290,7 @@ class ReconstructionGuide(io.ComfyNode):
             raise ValueError(f"start_percent ({start_percent}) must be below end_percent ({end_percent})")
         places = parse_frames(frames)
         given = latent_to_clip(latent["samples"]) if latent is not None else None
+        patcher = still(vae.patcher) if in_pixels else None
         if image is not None:
             given = images_to_clip(image) if in_pixels else encode_frames(vae, image)
 
@@ -262,13 +298,13 @@ class ReconstructionGuide(io.ComfyNode):
             if not in_pixels:
                 return build_measurement(kind, base.process_latent_in(given), shape, places, mask)
             ratio = vae.spacial_compression_decode()
-            count = shape[2] if vae.latent_dim != 3 else int(vae.temporal_compression_decode() or 1) * (shape[2] - 1) + 1
+            count = frames_per_latent(vae) * (shape[2] - 1) + 1
             pixels = torch.Size([shape[0], 3, count, shape[3] * ratio, shape[4] * ratio])
-            return Decoded(decoder(vae, base), build_measurement(kind, given, pixels, places, mask))
+            return Decoded(Decoder(vae, patcher, base), build_measurement(kind, given, pixels, places, mask))
 
         sampling = model.get_model_object("model_sampling")
         guide = Guide(
             build, weight, sampling.percent_to_sigma(start_percent), sampling.percent_to_sigma(end_percent), every,
-            memory_saver, vae if in_pixels else None,
+            memory_saver, patcher,
         )  # fmt: skip
         return io.NodeOutput(guided(model, guide))

@@ -1,5 +1,6 @@
 """LoadVideoModel: a checkpoint of ours becomes a host MODEL, CLIP and VAE."""
 
+import comfy.model_patcher
 import comfy.sd
 import folder_paths
 import torch
@@ -57,4 +58,10 @@ def pixel_vae() -> comfy.sd.VAE:
     """The host's pixel-space VAE, told that its latents have a time axis: it would decode only the first frame."""
     vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
     vae.latent_dim = 3
+    vae.patcher.cached_patcher_init = (_pixel_vae_patcher, ())
     return vae
+
+
+def _pixel_vae_patcher(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """What the host calls for a copy of the VAE without the weight paging that it calls dynamic."""
+    return pixel_vae().patcher

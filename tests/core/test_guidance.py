@@ -195,6 +195,23 @@ def test_windows_stream_a_clip_of_any_length(length, window, overlap):
     assert alive[-1] == length - window
 
 
+def test_what_windows_share_may_be_told_in_another_way():
+    """As for models whose latents hold several frames each, where shared frames are encoded anew."""
+    told = []
+
+    def remember(frames, window):
+        told.append((frames.flatten().tolist(), window))
+        return known_frames(frames[:, :, :1], [0], 2)
+
+    def make(measurements, start):
+        assert [m.target.shape[2] for m in measurements] == ([2] if start else [])
+        return torch.arange(start, start + 5, dtype=torch.float32)[None, None, :, None, None]
+
+    made = torch.cat(list(stream(make, 11, 5, 2, remember=remember)), dim=2)
+    assert torch.equal(made.flatten(), torch.arange(11, dtype=torch.float32))
+    assert told == [([3, 4], 5), ([6, 7], 5)]
+
+
 def test_evidence_puts_given_frames_where_they_belong():
     given = torch.arange(1.0, 6.0)[None, None, :, None, None]
     (known,) = extension(given)(3, 9)

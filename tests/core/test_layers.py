@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import conv3d
 
 import vidcore.layers.attention as module
-from vidcore.layers.attention import SpatialAttention, TemporalAttention, attention
+from vidcore.layers.attention import SpatialAttention, TemporalAttention, attention, head_count
 from vidcore.layers.embed import AttentionPooling, log_snr_features
 from vidcore.layers.resnet import ResBlock
 
@@ -16,6 +16,13 @@ def randomise(layer, seed=0):
         for parameter in layer.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return layer
+
+
+def test_heads_that_do_not_fit_are_refused():
+    assert head_count(48, 24) == 2 and head_count(16, 64) == 1
+    for layer in (SpatialAttention, lambda *sizes: TemporalAttention(*sizes, 4)):
+        with pytest.raises(ValueError, match="heads of width 32 do not fit into 176 channels"):
+            layer(176, 32)
 
 
 def test_attention_against_the_definition():

@@ -111,6 +111,18 @@ def test_starting_from_a_model_takes_its_weights(tmp_path):
     assert 0 < far < 5e-3  # one small step away
 
 
+def test_clips_without_their_captions_teach_the_text_encoder_nothing(tmp_path):
+    train(recipe(tmp_path), tmp_path, report=quiet)
+    again = RECIPE.replace('"out/tiny', '"out/more').replace("seed = 5", 'seed = 6\nstart_from = "out/tiny.safetensors"')
+    dropped = again.replace("[[phase]]", "[[phase]]\ndrop_context = 1.0")
+    old, _ = weights.load(tmp_path / "out" / "tiny.safetensors", "text.")
+    for text, same in ((dropped, True), (again.replace("out/more", "out/other"), False)):
+        config = recipe(tmp_path, text)
+        train(config, tmp_path, stop_after=2, report=quiet)
+        new, _ = weights.load(tmp_path / config.output, "text.")
+        assert all(torch.equal(new[k], old[k]) for k in old) == same
+
+
 def test_batches_repeat_by_step_and_have_their_images_behind_the_clip(tmp_path):
     phase = recipe(tmp_path).phases[1]
     vocabulary = Vocabulary(VOCABULARY, 24)

@@ -28,6 +28,19 @@ def sd15():
     )  # fmt: skip
 
 
+def sdxl_vega():
+    """Segmind Vega's U-Net, full size, 745 M parameters: SDXL's layout with fewer transformer blocks."""
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    return UNetModel(
+        image_size=32, in_channels=4, out_channels=4, model_channels=320, num_res_blocks=[2, 2, 2], channel_mult=[1, 2, 4],
+        num_head_channels=64, use_spatial_transformer=True, context_dim=2048, legacy=False, num_classes="sequential",
+        adm_in_channels=2816, transformer_depth=[0, 0, 1, 1, 2, 2], transformer_depth_middle=-1,
+        transformer_depth_output=[0, 0, 0, 1, 1, 1, 2, 2, 2], use_linear_in_transformer=True, dtype=torch.float16,
+        device="meta", operations=ops.disable_weight_init,
+    )  # fmt: skip
+
+
 def wan():
     """Wan 2.1's text-to-video transformer with two of its thirty layers, 256 wide."""
     from comfy.ldm.wan.model import WanModel
@@ -60,6 +73,14 @@ def sd_vae():
     )  # fmt: skip
     with torch.device("meta"):
         return AutoencoderKL(ddconfig=sizes, embed_dim=4)
+
+
+def wan_vae():
+    """The VAE of Wan 2.1, which packs four frames into one latent, a quarter as wide."""
+    from comfy.ldm.wan.vae import WanVAE
+
+    with torch.device("meta"):
+        return WanVAE(dim=24, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, temperal_downsample=[False, True, True])
 
 
 def lora(layers: dict[str, tuple[int, int]]) -> dict[str, torch.Tensor]:
@@ -98,7 +119,14 @@ def random_weights(shapes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-MODELS = {"sd15": sd15, "wan": wan, "sd15_control": sd15_control, "sd_vae": sd_vae}
+MODELS = {
+    "sd15": sd15,
+    "sdxl_vega": sdxl_vega,
+    "wan": wan,
+    "sd15_control": sd15_control,
+    "sd_vae": sd_vae,
+    "wan_vae": wan_vae,
+}
 
 torch.manual_seed(0)
 if kind in LORAS:

@@ -1,5 +1,7 @@
 """Reconstruction guidance in a real ComfyUI, through its API."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,6 +11,11 @@ import start
 from vidcore.data.shapes import Scene, Thing, render
 
 from .prompts import keep_latent, loaded, node, sample
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
 
 
 @pytest.fixture
@@ -197,3 +204,63 @@ def test_bad_guides_get_one_clear_message_each(run, given):
         with pytest.raises(start.RunError, match=message):
             run({**loaded(), **before, "6": node_, "7": sample(model=("6", 0)), "8": keep_latent("7")})
     run({**loaded(), "7": sample(steps=1), "8": keep_latent("7")})
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux, to limit the memory of a running program")
+def test_out_of_memory_says_what_to_lower_and_the_host_goes_on(run, server, given):
+    real, pid = clip(), server.process.pid
+    plain = {**loaded(), "7": sample(steps=1), "8": keep_latent("7")}
+    run(plain)
+    long = {
+        **loaded(width=128, height=128, frames=64),
+        "5": given("known.latent", real.repeat(1, 1, 1, 4, 4)[:, :, :1]),
+        "6": guide(latent=["5", 0]),
+        "7": sample(model=("6", 0), steps=1, guidance_scale=1.0),
+        "8": keep_latent("7"),
+    }
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    before = resource.prlimit(pid, resource.RLIMIT_AS)
+    try:
+        resource.prlimit(pid, resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, before[1]))
+        with pytest.raises(start.RunError, match="turn memory_saver on"):
+            run(long)
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_AS, before)
+    run({**plain, "7": sample(steps=2)})
+
+
+def test_guidance_oscillates_between_the_samplers_scale_and_a_low_one(latents, run):
+    """Against guidance by hand: one sampler per stretch of steps, each with the scale that belongs to it."""
+    inputs = dict(add_noise="disable", noise_seed=1, positive=["2", 0], negative=["3", 0], sampler_name="euler",
+                  scheduler="sgm_uniform", steps=6, return_with_leftover_noise="enable")  # fmt: skip
+    noise = dict(add_noise="enable", start_at_step=0)
+    nodes = {**loaded(), "5": node("OscillatingGuidance", model=["1", 0], low=1.0, first_steps=2)}
+    nodes["10"] = node("KSamplerAdvanced", model=["5", 0], latent_image=["4", 0], cfg=5.0, end_at_step=6, **inputs | noise)
+    nodes["11"] = keep_latent("10", "latents/oscillating")
+    latent = "4"
+    for i, scale in enumerate((5.0, 5.0, 1.0, 5.0, 1.0, 5.0)):
+        first = noise if i == 0 else dict(start_at_step=i)
+        how = inputs | dict(model=["1", 0], latent_image=[latent, 0], cfg=scale, end_at_step=i + 1) | first
+        latent = f"2{i}"
+        nodes[latent] = node("KSamplerAdvanced", **how)
+    nodes["30"] = keep_latent(latent, "latents/by_hand")
+    nodes["31"] = node("KSampler", model=["1", 0], positive=["2", 0], negative=["3", 0], latent_image=["4", 0], seed=1,
+                       steps=6, cfg=5.0, sampler_name="euler", scheduler="sgm_uniform", denoise=1.0)  # fmt: skip
+    nodes["32"] = keep_latent("31", "latents/constant")
+    found = latents(nodes)
+    torch.testing.assert_close(found["11"], found["30"], atol=2e-3, rtol=1e-3)
+    assert (found["11"] - found["32"]).abs().max() > 0.05
+
+    guider = {
+        "40": node("RandomNoise", noise_seed=1),
+        "41": node("BasicGuider", model=["5", 0], conditioning=["2", 0]),
+        "42": node("SamplerVDM", sampler="vdm_ancestral", gamma=0.0, delta=0.1),
+        "43": node("BasicScheduler", model=["1", 0], scheduler="sgm_uniform", steps=2, denoise=1.0),
+        "44": node(
+            "SamplerCustomAdvanced",
+            noise=["40", 0], guider=["41", 0], sampler=["42", 0], sigmas=["43", 0], latent_image=["4", 0],
+        ),
+        "45": keep_latent("44"),
+    }  # fmt: skip
+    with pytest.raises(start.RunError, match="has no negative one"):
+        run({**loaded(), "5": nodes["5"], **guider})

@@ -1,7 +1,9 @@
 """Guidance on models in the layouts of public ones, with random weights: an image model on frames, a 5-D video model."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import start
@@ -9,10 +11,11 @@ import start
 from .prompts import keep_latent, node
 from .random_weights import weights
 
-SHAPES = {"sd15": (3, 4, 8, 8), "wan": (1, 16, 3, 8, 8)}
+SHAPES = {"sd15": (3, 4, 8, 8), "wan": (1, 16, 3, 8, 8), "sdxl_vega": (3, 4, 8, 8)}
+WIDTHS = {"sd15": 768, "wan": 4096, "sdxl_vega": 2048}  # of a text token
 
 
-@pytest.fixture(scope="module", params=list(SHAPES))
+@pytest.fixture(scope="module", params=["sd15", "wan"])
 def layout(request, server):
     """(kind, the file's name among the host's diffusion models)."""
     with weights(server, request.param, "diffusion_models", "UNETLoader") as name:
@@ -21,23 +24,27 @@ def layout(request, server):
 
 @pytest.fixture
 def prompt(layout, server):
-    """Model, conditioning and an empty latent (nodes 1 to 4), and a known clip (node 5)."""
+    """(kind, known clip, nodes): see `model_and_clips`."""
     kind, name = layout
-    width = {"sd15": 768, "wan": 4096}[kind]
+    return kind, *model_and_clips(kind, name, server)
+
+
+def model_and_clips(kind, name, server):
+    """A known clip, and nodes: model, conditioning, an empty latent (1 to 4), the known clip (5), a mask of its left (8)."""
     known = torch.randn(SHAPES[kind], generator=torch.Generator().manual_seed(3))
     for file, tensor in (("known.latent", known), ("empty.latent", torch.zeros(SHAPES[kind]))):
         tensors = {"latent_tensor": tensor, "latent_format_version_0": torch.zeros(1)}
         save_file(tensors, server.base / "input" / f"{kind}_{file}")
-    return kind, known, {
+    return known, {
         "1": node("UNETLoader", unet_name=name, weight_dtype="default"),
-        "2": node("RandomConditioning", tokens=8, width=width, seed=1),
-        "3": node("RandomConditioning", tokens=8, width=width, seed=2),
+        "2": node("RandomConditioning", tokens=8, width=WIDTHS[kind], seed=1),
+        "3": node("RandomConditioning", tokens=8, width=WIDTHS[kind], seed=2),
         "4": node("LoadLatent", latent=f"{kind}_empty.latent"),
         "5": node("LoadLatent", latent=f"{kind}_known.latent"),
         "6": node("SolidMask", value=1.0, width=8, height=8),
         "7": node("SolidMask", value=0.0, width=4, height=8),
         "8": node("MaskComposite", destination=["6", 0], source=["7", 0], x=0, y=0, operation="multiply"),
-    }  # fmt: skip
+    }
 
 
 def ksampler(model, denoise=1.0):
@@ -73,6 +80,17 @@ def guided_by_a_mask(nodes, model, number, **how):
     nodes[f"7{number}"] = node("ReconstructionGuide", model=[model, 0], kind="mask", latent=["5", 0], mask=["8", 0], **how)
     nodes[f"8{number}"] = ksampler(f"7{number}")
     nodes[number] = keep_latent(f"8{number}", f"latents/{number}")
+
+
+def test_sdxl_is_guided(server, latents):
+    """SDXL is conditioned on a pooled text and on sizes too."""
+    with weights(server, "sdxl_vega", "diffusion_models", "UNETLoader") as name:
+        known, nodes = model_and_clips("sdxl_vega", name, server)
+        guided_by_a_mask(nodes, "1", "10", weight=0.01)
+        guided_by_a_mask(nodes, "1", "11", weight=0.0)
+        found = latents(nodes, timeout=600)
+    assert (found["10"] - found["11"])[..., 4:].abs().max() > 1e-4
+    torch.testing.assert_close(found["10"][..., :4], known[..., :4], atol=2e-2, rtol=2e-2)
 
 
 def test_a_lora_is_guided_with_its_model(prompt, server, latents):
@@ -149,19 +167,63 @@ def test_measuring_in_pixels_reaches_the_latent_through_an_image_vae(prompt, ser
     assert torch.isfinite(found["41"]).all() and (found["41"] - found["40"]).abs().max() > 1e-4
 
 
-def test_models_that_pack_frames_are_refused_where_single_frames_must_stay(prompt, run):
+WINDOWS = dict(
+    seed=1, steps=2, guidance_scale=1.0, sampler="ddim", schedule="uniform_time", weight=0.01, window=9, overlap=5
+)
+
+
+@pytest.fixture
+def packed(prompt, server):
+    """For a model whose VAE packs four frames into a latent: the VAE (node 9), clips of 32x32 (20) and 64x64 pixels (21)."""
     kind, _, nodes = prompt
     if kind != "wan":
         pytest.skip("this model has a latent for every frame")
-    nodes |= {
-        "9": node("EmptyImage", width=64, height=64, batch_size=3, color=0),
-        "10": node("LoadVideoModel", model_name="shapes-vdm.safetensors"),
-        "11": node(
-            "TemporalUpsample", model=["1", 0], positive=["2", 0], negative=["3", 0], vae=["10", 2], image=["9", 0],
-            factor=2, seed=1, steps=2, guidance_scale=1.0, sampler="ddim", schedule="uniform_time", weight=1.0,
-            window=8, overlap=2,
-        ),
-        "12": node("PreviewImage", images=["11", 0]),
-    }  # fmt: skip
-    with pytest.raises(start.RunError, match="packs 4 frames into one latent"):
-        run(nodes)
+    with weights(server, "wan_vae", "vae", "VAELoader") as name:
+        nodes["9"] = node("VAELoader", vae_name=name)
+        for number, size in (("20", 32), ("21", 64)):
+            pictures = torch.rand(5, size, size, 3, generator=torch.Generator().manual_seed(size))
+            for i, picture in enumerate((pictures * 255).round().byte().numpy()):
+                Image.fromarray(picture).save(server.base / "input" / f"packed_{size}_{i}.png")
+                nodes[f"{number}{i}"] = node("LoadImage", image=f"packed_{size}_{i}.png")
+            nodes[number] = node("BatchImagesNode", **{f"images.image{i}": [f"{number}{i}", 0] for i in range(5)})
+        yield nodes
+
+
+def on_packed(kind, image, number, **inputs):
+    """Nodes that run a window node and keep its frames without loss, under ``number``."""
+    how = dict(model=["1", 0], positive=["2", 0], negative=["3", 0], vae=["9", 0], image=[image, 0]) | WINDOWS | inputs
+    return {f"9{number}": node(kind, **how), number: node("SaveImage", images=[f"9{number}", 0], filename_prefix="packed")}
+
+
+def test_window_nodes_on_a_model_that_packs_frames(packed, run, output):
+    nodes = {
+        **packed,
+        **on_packed("TemporalUpsample", "21", "30", factor=2),
+        **on_packed("TemporalUpsample", "21", "31", factor=2, weight=0.0),
+        **on_packed("ExtendVideo", "21", "32", new_frames=6),
+        **on_packed("SpatialUpsample", "20", "33", factor=2),
+        **on_packed("SpatialUpsample", "20", "34", factor=2, weight=0.0),
+        "40": node("SaveImage", images=["21", 0], filename_prefix="packed"),
+    }
+    found = run(nodes, timeout=600)["outputs"]
+    made = {
+        number: np.stack([np.asarray(Image.open(output(item)), float) / 255 for item in found[number]["images"]])
+        for number in ("30", "31", "32", "33", "34", "40")
+    }
+    given = made["40"]
+    assert made["30"].shape == made["31"].shape == (9, 64, 64, 3)
+    assert np.array_equal(made["30"][::2], given) and not np.array_equal(made["30"][1::2], made["31"][1::2])
+    assert made["32"].shape == (11, 64, 64, 3) and np.array_equal(made["32"][:5], given)
+    assert all(frame.std() > 0.01 for frame in made["32"][5:])
+    assert made["33"].shape == made["34"].shape == (5, 64, 64, 3) and not np.array_equal(made["33"], made["34"])
+
+
+def test_windows_that_do_not_fit_a_packed_model_are_refused(packed, run):
+    packed["10"] = node("LoadVideoModel", model_name="shapes-vdm.safetensors")
+    cases = [
+        (dict(window=4, overlap=1), "at least 5"),
+        (dict(vae=["10", 2]), "latents have 16 channels and the VAE's 3"),
+    ]
+    for how, message in cases:
+        with pytest.raises(start.RunError, match=message):
+            run({**packed, **on_packed("ExtendVideo", "21", "30", new_frames=6, **how)})

@@ -21,7 +21,7 @@ def test_every_node_is_there_and_no_stock_node_has_its_name(ours):
     """The host keeps its own node where a pack brings one of the same name, so ours would be missing here."""
     assert set(ours) == {
         "LoadVideoModel", "EmptyVideoLatent", "SampleVideo", "SamplerVDM",
-        "ReconstructionGuide", "TemporalUpsample", "ExtendVideo", "SpatialUpsample",
+        "ReconstructionGuide", "TemporalUpsample", "ExtendVideo", "SpatialUpsample", "OscillatingGuidance",
     }  # fmt: skip
 
 
@@ -79,9 +79,12 @@ def test_input_order_is_kept_for_saved_workflows(ours):
             "model", "kind", "weight", "latent", "image", "vae", "mask", "frames", "start_percent", "end_percent", "every",
             "measured_in", "memory_saver",
         ],
-        "TemporalUpsample": ["model", "positive", "negative", "vae", "image", "factor", *WINDOWS],
-        "ExtendVideo": ["model", "positive", "negative", "vae", "image", "new_frames", *WINDOWS],
-        "SpatialUpsample": ["model", "positive", "negative", "vae", "image", "factor", *WINDOWS, "time_factor"],
+        "TemporalUpsample": ["model", "positive", "negative", "vae", "image", "factor", *WINDOWS, "memory_saver"],
+        "ExtendVideo": ["model", "positive", "negative", "vae", "image", "new_frames", *WINDOWS, "memory_saver"],
+        "SpatialUpsample": [
+            "model", "positive", "negative", "vae", "image", "factor", *WINDOWS, "time_factor", "memory_saver",
+        ],
+        "OscillatingGuidance": ["model", "low", "first_steps"],
     }  # fmt: skip
     for name, order in released.items():
         now = ours[name]["input_order"]

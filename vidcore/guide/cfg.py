@@ -27,7 +27,8 @@ def oscillating(high: float, low: float, times: Tensor, first: int = 0) -> Calla
     """``high`` for the first ``first`` steps, then ``low`` and ``high`` in turn (Ho et al. 2022, arXiv 2210.02303).
 
     Args:
-        times: the times at which the sampler evaluates the model, from high to low.
+        times: the times (or noise levels) at which the sampler's steps begin, from high to low; a level between two counts
+            as the nearer one's.
         first: steps before the turns begin.
     """
     grid = times.tolist()

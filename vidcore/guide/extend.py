@@ -12,8 +12,18 @@ MakeWindow = Callable[[Sequence[Measurement], int], Tensor]
 Evidence = Callable[[int, int], Sequence[Measurement]]
 
 
+def first_frames(frames: Tensor, window: int) -> Known:
+    """What a window of ``window`` frames knows of the one before it: its own first frames, B C K H W."""
+    return known_frames(frames, range(frames.shape[2]), window)
+
+
 def stream(
-    make: MakeWindow, length: int, window: int, overlap: int, evidence: Evidence = lambda start, stop: ()
+    make: MakeWindow,
+    length: int,
+    window: int,
+    overlap: int,
+    evidence: Evidence = lambda start, stop: (),
+    remember: Callable[[Tensor, int], Measurement] = first_frames,
 ) -> Iterator[Tensor]:
     """A clip of any length, window after window, in constant memory.
 
@@ -26,6 +36,7 @@ def stream(
         window: frames per window.
         overlap: frames that successive windows share.
         evidence: what is known beside.
+        remember: (frames shared with the window before, ``window``) -> the measurement that holds the next window to them.
 
     Yields:
         B C T' H W blocks of new frames, in order, ``length`` in all.
@@ -41,7 +52,7 @@ def stream(
     while done < length:
         measurements, shared = list(evidence(start, start + window)), done - start
         if shared:
-            measurements.append(known_frames(last[:, :, -shared:], range(shared), window))
+            measurements.append(remember(last[:, :, -shared:], window))
         last = make(measurements, start)
         yield last[:, :, shared:]
         done = start + window
@@ -53,7 +64,7 @@ def extension(frames: Tensor) -> Evidence:
 
     def evidence(start: int, stop: int) -> list[Known]:
         given = frames[:, :, start:stop]
-        return [known_frames(given, range(given.shape[2]), stop - start)] if given.shape[2] else []
+        return [first_frames(given, stop - start)] if given.shape[2] else []
 
     return evidence
 

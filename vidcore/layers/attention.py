@@ -15,6 +15,18 @@ from .norm import group_norm
 MAX_BATCH = 65535
 
 
+def head_count(channels: int, head_width: int) -> int:
+    """Heads of ``head_width`` channels each, at least one.
+
+    Raises:
+        ValueError: if they do not divide ``channels``.
+    """
+    heads = max(1, channels // head_width)
+    if channels % heads:
+        raise ValueError(f"heads of width {head_width} do not fit into {channels} channels; please choose a width that does")
+    return heads
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
     """Multi-head softmax attention, the only one in the core.
 
@@ -50,7 +62,7 @@ class SpatialAttention(nn.Module):
 
     def __init__(self, channels: int, head_width: int, operations=nn, **factory):
         super().__init__()
-        self.heads = max(1, channels // head_width)
+        self.heads = head_count(channels, head_width)
         self.norm = group_norm(channels, operations, **factory)
         self.qkv = operations.Linear(channels, 3 * channels, bias=False, **factory)
         self.out = operations.Linear(channels, channels, **factory)
@@ -79,7 +91,7 @@ class TemporalAttention(nn.Module):
 
     def __init__(self, channels: int, head_width: int, max_frames: int, operations=nn, **factory):
         super().__init__()
-        self.heads, self.max_frames = max(1, channels // head_width), max_frames
+        self.heads, self.max_frames = head_count(channels, head_width), max_frames
         self.norm = group_norm(channels, operations, **factory)
         self.qkv = operations.Linear(channels, 3 * channels, bias=False, **factory)
         self.out = operations.Linear(channels, channels, **factory)

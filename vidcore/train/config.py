@@ -33,6 +33,7 @@ class Phase:
         lr: learning rate at the start of the phase.
         lr_end: at its end, reached linearly; 0 means the same as ``lr``.
         time_power: as in `vdm_loss`; 1 is the paper's uniform time.
+        drop_context: probability of training a clip, or one of its images, without its caption.
         sizes: sizes of things; the middle one is "".
         backgrounds: what may be behind them.
         anywhere: probability that a clip whose motion repeats starts at any moment of it, as a clip that goes on does.
@@ -48,6 +49,7 @@ class Phase:
     lr: float = 1e-3
     lr_end: float = 0.0
     time_power: float = 1.0
+    drop_context: float = 0.1
     sizes: tuple[str, ...] = tuple(SIZES)
     backgrounds: tuple[str, ...] = tuple(BACKGROUNDS)
     anywhere: float = 0.0

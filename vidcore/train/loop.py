@@ -80,7 +80,14 @@ def train(config: TrainConfig, root: Path, stop_after: int | None = None, report
             if batch.image_tokens is not None:
                 image_context = module["text"](batch.image_tokens.flatten(0, 1)).unflatten(0, batch.image_tokens.shape[:2])
             loss = vdm_loss(
-                module["net"], batch.clips, generator, context, phase.images, image_context, time_power=phase.time_power
+                module["net"],
+                batch.clips,
+                generator,
+                context,
+                phase.images,
+                image_context,
+                phase.drop_context,
+                phase.time_power,
             )
         loss_value = float(loss.detach())
         if not math.isfinite(loss_value):

@@ -12,7 +12,8 @@ class RandomConditioning:
 
     def make(self, tokens, width, seed):
         generator = torch.Generator().manual_seed(seed)
-        return ([[torch.randn(1, tokens, width, generator=generator), {}]],)
+        words = torch.randn(1, tokens, width, generator=generator)
+        return ([[words, {"pooled_output": torch.randn(1, 1280, generator=generator)}]],)
 
 
 NODE_CLASS_MAPPINGS = {"RandomConditioning": RandomConditioning}
