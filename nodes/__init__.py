@@ -5,11 +5,13 @@ from comfy_api.latest import ComfyExtension, io
 from . import folders
 from .extend import ExtendVideo, SpatialUpsample, TemporalUpsample
 from .guide import ReconstructionGuide
+from .invert import DDIMInvert
 from .latent import EmptyVideoLatent
 from .load import LoadVideoModel
 from .oscillate import OscillatingGuidance
 from .sample import SampleVideo
 from .samplers import SamplerVDM
+from .sparse_causal import SparseCausalAttention
 
 
 class VidCore(ComfyExtension):
@@ -20,4 +22,5 @@ class VidCore(ComfyExtension):
         return [
             LoadVideoModel, EmptyVideoLatent, SampleVideo, SamplerVDM,
             ReconstructionGuide, TemporalUpsample, ExtendVideo, SpatialUpsample, OscillatingGuidance,
+            DDIMInvert, SparseCausalAttention,
         ]  # fmt: skip

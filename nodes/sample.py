@@ -60,6 +60,14 @@ class SampleVideo(io.ComfyNode):
                     "delta", default=0.1, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
                     tooltip="For vdm_predictor_corrector only: the size of its Langevin step. The paper uses 0.1.",
                 ),
+                io.Int.Input(
+                    "start_at_step", default=0, min=0, max=10000, optional=True, advanced=True,
+                    tooltip="Leaves out this many steps at the noisy end, for a clip that already has noise of that step.",
+                ),
+                io.Boolean.Input(
+                    "add_noise", default=True, optional=True, advanced=True,
+                    tooltip="Off: the clip already holds its noise, as from DDIM Invert.",
+                ),
             ],
             outputs=[io.Latent.Output(tooltip="The denoised clip, for VAE Decode.")],
         )  # fmt: skip
@@ -79,6 +87,8 @@ class SampleVideo(io.ComfyNode):
         gamma=0.3,
         denoise=1.0,
         delta=0.1,
+        start_at_step=0,
+        add_noise=True,
     ) -> io.NodeOutput:
         latent = dict(latent_image)
         samples = comfy.sample.fix_empty_latent_channels(
@@ -88,8 +98,12 @@ class SampleVideo(io.ComfyNode):
             latent.pop("downscale_ratio_temporal", None),
         )
         check_latent(model, samples)
-        sigmas = make_sigmas(model.get_model_object("model_sampling"), schedule, sampler, steps, denoise)
+        if start_at_step >= steps:
+            raise ValueError(f"start_at_step ({start_at_step}) must be below steps ({steps}), or nothing is left to do")
+        sigmas = make_sigmas(model.get_model_object("model_sampling"), schedule, sampler, steps, denoise)[start_at_step:]
         noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+        if not add_noise:
+            noise = torch.zeros_like(noise)
         latent["samples"] = comfy.sample.sample_custom(
             model,
             noise,

@@ -56,19 +56,31 @@ def host_level(sampling, sigma: float) -> tuple[Level, float]:
     return Level(alpha, sigma * alpha), alpha
 
 
+def walker(model, x: torch.Tensor, sigmas: torch.Tensor, extra_args: dict | None):
+    """What a function under the host's calling convention for samplers is called with, in the core's terms.
+
+    Returns:
+        denoise: (z, i) -> x-hat at ``sigmas[i]``.
+        levels: the `Level` of every sigma.
+        scales: for every sigma, the factor from the host's state to z = alpha x + sigma eps.
+    """
+    sampling = model.inner_model.inner_model.model_sampling
+    levels, scales = zip(*(host_level(sampling, float(s)) for s in sigmas.double()))
+
+    def denoise(z, i):
+        return model((z / scales[i]).float(), sigmas[i] * x.new_ones(x.shape[0]), **(extra_args or {}))
+
+    return denoise, list(levels), scales
+
+
 def _sampler_function(step, corrector=None):
     """A function under the host's calling convention for samplers, around one step of ours."""
 
     def function(model, x, sigmas, extra_args=None, callback=None, disable=None):
-        extra_args = extra_args or {}
-        sampling = model.inner_model.inner_model.model_sampling
-        levels, scales = zip(*(host_level(sampling, float(s)) for s in sigmas.double()))
+        denoise, levels, scales = walker(model, x, sigmas, extra_args)
         # On the CPU, as the host draws its starting noise, so that a seed gives the same clip on every device.
-        generator = torch.Generator().manual_seed(extra_args.get("seed") or 0)
+        generator = torch.Generator().manual_seed((extra_args or {}).get("seed") or 0)
         torch.randn(x.shape, generator=generator)  # the starting noise was this draw: do not repeat it
-
-        def denoise(z, i):
-            return model((z / scales[i]).float(), sigmas[i] * x.new_ones(x.shape[0]), **extra_args)
 
         def noise():
             return torch.randn(x.shape, generator=generator).to(x)
@@ -78,7 +90,7 @@ def _sampler_function(step, corrector=None):
                 sigma = sigmas[i]
                 callback({"x": z / scales[i], "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": x0})
 
-        return walk(denoise, x * scales[0], list(levels), step, noise, report, corrector) / scales[-1]
+        return walk(denoise, x * scales[0], levels, step, noise, report, corrector) / scales[-1]
 
     return function
 

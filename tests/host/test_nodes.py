@@ -22,6 +22,7 @@ def test_every_node_is_there_and_no_stock_node_has_its_name(ours):
     assert set(ours) == {
         "LoadVideoModel", "EmptyVideoLatent", "SampleVideo", "SamplerVDM",
         "ReconstructionGuide", "TemporalUpsample", "ExtendVideo", "SpatialUpsample", "OscillatingGuidance",
+        "DDIMInvert", "SparseCausalAttention",
     }  # fmt: skip
 
 
@@ -72,7 +73,7 @@ def test_input_order_is_kept_for_saved_workflows(ours):
         "EmptyVideoLatent": ["width", "height", "frames", "batch_size"],
         "SampleVideo": [
             "model", "positive", "negative", "latent_image", "seed", "steps", "guidance_scale", "sampler", "schedule",
-            "gamma", "denoise", "delta",
+            "gamma", "denoise", "delta", "start_at_step", "add_noise",
         ],
         "SamplerVDM": ["sampler", "gamma", "delta"],
         "ReconstructionGuide": [
@@ -85,6 +86,11 @@ def test_input_order_is_kept_for_saved_workflows(ours):
             "model", "positive", "negative", "vae", "image", "factor", *WINDOWS, "time_factor", "memory_saver",
         ],
         "OscillatingGuidance": ["model", "low", "first_steps"],
+        "DDIMInvert": [
+            "model", "positive", "latent_image", "steps", "schedule", "method", "iterations", "start_at_step", "end_at_step",
+            "seed", "negative", "guidance_scale", "round_trip",
+        ],
+        "SparseCausalAttention": ["model"],
     }  # fmt: skip
     for name, order in released.items():
         now = ours[name]["input_order"]

@@ -1,0 +1,48 @@
+"""SparseCausalAttention: the frames of an image model see the first frame and the one before (Tune-A-Video, section 3.2)."""
+
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy_api.latest import io
+
+from ..vidcore.layers.sparse_causal import sparse_causal
+
+
+def attend_across_frames(q, k, v, extra_options):
+    """The host's replacement for self-attention; a batch holds the frames once for each of its conditionings."""
+    pictures, parts = q.shape[0], len(extra_options["cond_or_uncond"])
+
+    def attend(q, k, v):
+        return optimized_attention(q, k, v, extra_options["n_heads"], attn_precision=extra_options["attn_precision"])
+
+    return sparse_causal(q, k, v, pictures // parts, attend)
+
+
+class SparseCausalAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SparseCausalAttention",
+            display_name="Sparse-Causal Attention",
+            category="video/guidance",
+            description="Lets each frame that an image model makes look at the first frame and the one before, so that "
+            "the frames of a batch belong together. Nothing is trained.",
+            search_aliases=["tune-a-video", "consistent frames", "cross-frame attention", "flicker", "temporal consistency"],
+            inputs=[
+                io.Model.Input("model", tooltip="An image model with a U-Net: Stable Diffusion 1.5, 2.1, XL and the like."),
+            ],
+            outputs=[io.Model.Output(tooltip="The model, for a batch whose pictures are the frames of one clip.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model) -> io.NodeOutput:
+        net = model.get_model_object("diffusion_model")
+        if not isinstance(net, UNetModel) or model.model.model_config.unet_config.get("use_temporal_attention"):
+            raise ValueError(
+                "Sparse-Causal Attention works on image models with a U-Net (Stable Diffusion 1.5, 2.1, XL and their like); "
+                f"this is {type(model.model).__name__}. Video models need no such patch: their frames see one another."
+            )
+        model = model.clone()
+        for name, blocks in (("input", net.input_blocks), ("middle", [net.middle_block]), ("output", net.output_blocks)):
+            for number in range(len(blocks)):
+                model.set_model_attn1_replace(attend_across_frames, name, number)
+        return io.NodeOutput(model)

@@ -1,0 +1,45 @@
+"""Sparse-causal attention (Tune-A-Video, arXiv 2212.11565, section 3.2): self-attention of an image model, across frames."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# (queries N L C, keys N M C, values N M C) -> N L C
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def sparse_causal(q: Tensor, k: Tensor, v: Tensor, frames: int, attend: Attend) -> Tensor:
+    """Queries of frame i attend to the first frame and to frame i - 1; the frame before the first is the first.
+
+    In the paper's terms K = W_K [z_1, z_{i-1}] and V = W_V [z_1, z_{i-1}]. The projections work on each token alone, so they
+    are done once per frame before this, and only their results are joined. Frames 1 and 2 both have the first frame twice;
+    keys that stand twice leave softmax's average as it is, so once is enough. No frame after the first sees itself, and a
+    clip of one frame has plain self-attention.
+
+    Args:
+        q, k, v: (B frames) L C, the frames of a clip one after another.
+        frames: frames per clip.
+        attend: softmax attention.
+
+    Returns:
+        (B frames) L C.
+
+    Raises:
+        ValueError: if ``frames`` does not divide the batch.
+    """
+    if frames < 1 or q.shape[0] % frames:
+        raise ValueError(f"a batch of {q.shape[0]} pictures cannot be clips of {frames} frames")
+    q, k, v = (x.unflatten(0, (-1, frames)) for x in (q, k, v))  # B T L C
+    early, late = min(2, frames), max(0, frames - 2)
+    parts = [_attend(attend, q[:, :early], *(x[:, :1].expand(-1, early, -1, -1) for x in (k, v)))]
+    if late:
+        parts.append(
+            _attend(attend, q[:, 2:], *(torch.cat([x[:, :1].expand(-1, late, -1, -1), x[:, 1:-1]], 2) for x in (k, v)))
+        )
+    return torch.cat(parts, dim=1).flatten(0, 1)
+
+
+def _attend(attend: Attend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """``attend`` with clips and frames as one batch: B T L C in and out."""
+    return attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)).unflatten(0, q.shape[:2])
