@@ -1,7 +1,9 @@
 import pytest
 import torch
+from test_train import RECIPE, recipe
 
 from vidcore.systems.vdm import UNet3D, VDMConfig
+from vidcore.train.loop import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -24,3 +26,13 @@ def test_more_pixels_than_one_kernel_launch_takes():
 
     q, k, v = (torch.randn(70_000, 3, 8, device="cuda") for _ in range(3))
     torch.testing.assert_close(attention(q, k, v, 2)[-9:], attention(q[-9:], k[-9:], v[-9:], 2), atol=1e-5, rtol=1e-5)
+
+
+def test_training_on_the_gpu_follows_the_cpu_and_resumes(tmp_path):
+    losses = {}
+    for device in ("cpu", "cuda"):
+        folder, quiet = tmp_path / device, lambda line: None
+        text = RECIPE.replace("dropout = 0.1", "dropout = 0.0")  # whose masks each device draws itself
+        train(recipe(folder, text), folder, stop_after=4, report=quiet, device=device)
+        losses[device] = train(recipe(folder, text), folder, report=quiet, device=device, workers=2)
+    assert abs(losses["cuda"] - losses["cpu"]) < 0.02 * losses["cpu"]

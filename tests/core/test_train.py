@@ -10,7 +10,7 @@ from vidcore.systems.vdm import vdm_loss
 from vidcore.systems.vdm.checkpoint import load_vdm
 from vidcore.text import Vocabulary
 from vidcore.train.config import ConfigError, read_config
-from vidcore.train.data import shapes_batch
+from vidcore.train.data import batches, shapes_batch
 from vidcore.train.loop import train
 
 RECIPE = """
@@ -131,6 +131,15 @@ def test_batches_repeat_by_step_and_have_their_images_behind_the_clip(tmp_path):
     assert torch.equal(one.clips, two.clips) and not torch.equal(one.clips, other.clips)
     assert one.clips.min() >= -1 and one.clips.max() <= 1
     assert not torch.equal(shapes_batch(phase, vocabulary, 5, 7, rank=1).clips, one.clips)
+
+
+def test_batches_drawn_ahead_by_other_processes_are_the_same(tmp_path):
+    config, vocabulary = recipe(tmp_path), Vocabulary(VOCABULARY, 24)
+    here, there = (list(batches(config, vocabulary, 2, 6, workers)) for workers in (0, 2))
+    assert [b.clips.shape[2] for b in here] == [1, 6, 6, 6]
+    for a, b in zip(here, there, strict=True):
+        assert torch.equal(a.clips, b.clips) and torch.equal(a.tokens, b.tokens)
+        assert (a.image_tokens is None) == (b.image_tokens is None)
 
 
 def test_steps_take_turns(tmp_path):

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-
 KEPT = {"sd15"}  # several tests use it, and making it takes half a minute
 
 
@@ -20,8 +19,10 @@ def weights(server, kind, folder, loader):
     script = Path(__file__).with_name("layouts.py")
     try:
         if not (made / name).exists():
-            command = [sys.executable, script, os.environ["VIDCORE_HOST_TREE"], kind, made / name]
+            part = made / f"{name}.part"
+            command = [sys.executable, script, os.environ["VIDCORE_HOST_TREE"], kind, part]
             subprocess.run(command, check=True, capture_output=True)
+            part.rename(made / name)
         os.link(made / name, folder / name)
         server.get(f"/object_info/{loader}")  # the host lists folders anew
         yield name

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import start
 
@@ -147,7 +147,18 @@ def test_the_hosts_context_windows_are_guided(prompt, latents):
     torch.testing.assert_close(found["10"][..., :4], known[..., :4], atol=2e-2, rtol=2e-2)
 
 
-def test_measuring_in_pixels_reaches_the_latent_through_an_image_vae(prompt, server, latents):
+WINDOWS = dict(
+    seed=1, steps=2, guidance_scale=1.0, sampler="ddim", schedule="uniform_time", weight=0.01, window=9, overlap=5
+)
+
+
+def on_frames(kind, image, number, **inputs):
+    """Nodes that run a window node and keep its frames without loss, under ``number``."""
+    how = dict(model=["1", 0], positive=["2", 0], negative=["3", 0], vae=["9", 0], image=[image, 0]) | WINDOWS | inputs
+    return {f"9{number}": node(kind, **how), number: node("SaveImage", images=[f"9{number}", 0], filename_prefix="windows")}
+
+
+def test_measuring_in_pixels_reaches_the_latent_through_an_image_vae(prompt, server, run, output):
     kind, _, nodes = prompt
     if kind != "sd15":
         pytest.skip("one VAE is enough")
@@ -163,13 +174,13 @@ def test_measuring_in_pixels_reaches_the_latent_through_an_image_vae(prompt, ser
             )  # fmt: skip
             nodes[f"3{i}"] = ksampler(f"2{i}")
             nodes[f"4{i}"] = keep_latent(f"3{i}", f"latents/{i}")
-        found = latents(nodes, timeout=600)
+        how = dict(window=2, overlap=1, weight=0.001, memory_saver=True)
+        nodes |= on_frames("SpatialUpsample", "14", "50", factor=2, **how)
+        history = run(nodes, timeout=600)
+    found = {n: load_file(output(o["latents"][0]))["latent_tensor"] for n, o in history["outputs"].items() if "latents" in o}
     assert torch.isfinite(found["41"]).all() and (found["41"] - found["40"]).abs().max() > 1e-4
-
-
-WINDOWS = dict(
-    seed=1, steps=2, guidance_scale=1.0, sampler="ddim", schedule="uniform_time", weight=0.01, window=9, overlap=5
-)
+    large = [np.asarray(Image.open(output(item))) for item in history["outputs"]["50"]["images"]]
+    assert [picture.shape for picture in large] == [(32, 32, 3)] * 3 and len({picture.tobytes() for picture in large}) == 3
 
 
 @pytest.fixture
@@ -189,20 +200,14 @@ def packed(prompt, server):
         yield nodes
 
 
-def on_packed(kind, image, number, **inputs):
-    """Nodes that run a window node and keep its frames without loss, under ``number``."""
-    how = dict(model=["1", 0], positive=["2", 0], negative=["3", 0], vae=["9", 0], image=[image, 0]) | WINDOWS | inputs
-    return {f"9{number}": node(kind, **how), number: node("SaveImage", images=[f"9{number}", 0], filename_prefix="packed")}
-
-
 def test_window_nodes_on_a_model_that_packs_frames(packed, run, output):
     nodes = {
         **packed,
-        **on_packed("TemporalUpsample", "21", "30", factor=2),
-        **on_packed("TemporalUpsample", "21", "31", factor=2, weight=0.0),
-        **on_packed("ExtendVideo", "21", "32", new_frames=6),
-        **on_packed("SpatialUpsample", "20", "33", factor=2),
-        **on_packed("SpatialUpsample", "20", "34", factor=2, weight=0.0),
+        **on_frames("TemporalUpsample", "21", "30", factor=2),
+        **on_frames("TemporalUpsample", "21", "31", factor=2, weight=0.0),
+        **on_frames("ExtendVideo", "21", "32", new_frames=6),
+        **on_frames("SpatialUpsample", "20", "33", factor=2),
+        **on_frames("SpatialUpsample", "20", "34", factor=2, weight=0.0),
         "40": node("SaveImage", images=["21", 0], filename_prefix="packed"),
     }
     found = run(nodes, timeout=600)["outputs"]
@@ -226,4 +231,4 @@ def test_windows_that_do_not_fit_a_packed_model_are_refused(packed, run):
     ]
     for how, message in cases:
         with pytest.raises(start.RunError, match=message):
-            run({**packed, **on_packed("ExtendVideo", "21", "30", new_frames=6, **how)})
+            run({**packed, **on_frames("ExtendVideo", "21", "30", new_frames=6, **how)})

@@ -1,7 +1,10 @@
 """``python -m vidcore.train CONFIG``: run a training recipe; run it again to resume."""
 
 import argparse
+import os
 from pathlib import Path
+
+import torch
 
 from .. import weights
 from .config import ConfigError, read_config
@@ -13,9 +16,14 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="a recipe, such as models/shapes-vdm.toml")
     parser.add_argument("--root", type=Path, default=Path("."), help="folder that the recipe's paths are relative to")
     parser.add_argument("--stop-after", type=int, help="stop and save once this many steps are done in total")
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--device", default="cuda" if gpu else "cpu", help="default: the GPU where there is one")
+    ahead = min(8, max(1, (os.cpu_count() or 1) - 1)) if gpu else 0
+    parser.add_argument("--workers", type=int, default=ahead, help=f"processes that draw batches ahead (default {ahead})")
     arguments = parser.parse_args()
     try:
-        train(read_config(arguments.config), arguments.root, arguments.stop_after)
+        config = read_config(arguments.config)
+        train(config, arguments.root, arguments.stop_after, device=arguments.device, workers=arguments.workers)
     except (ConfigError, weights.WeightsError, FloatingPointError) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:

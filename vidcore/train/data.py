@@ -1,14 +1,16 @@
 """Batches of the procedural shapes; step n's batch is a function of (seed, rank, n) alone."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from ..data.shapes import REPEATING, caption, random_scene, render
 from ..text import Vocabulary
-from .config import Phase
+from .config import Phase, TrainConfig
 
 
 @dataclass
@@ -18,6 +20,10 @@ class Batch:
     clips: Tensor
     tokens: Tensor
     image_tokens: Tensor | None
+
+    def to(self, device: torch.device) -> "Batch":
+        move = lambda x: None if x is None else x.to(device, non_blocking=True)  # noqa: E731
+        return Batch(move(self.clips), move(self.tokens), move(self.image_tokens))
 
 
 def shapes_batch(phase: Phase, vocabulary: Vocabulary, seed: int, step: int, rank: int = 0) -> Batch:
@@ -49,3 +55,20 @@ def shapes_batch(phase: Phase, vocabulary: Vocabulary, seed: int, step: int, ran
         torch.tensor(tokens),
         torch.tensor(image_tokens) if phase.images else None,
     )
+
+
+@dataclass
+class _Steps(Dataset):
+    """The batch of each step of a recipe, by the step's number."""
+
+    config: TrainConfig
+    vocabulary: Vocabulary
+
+    def __getitem__(self, step: int) -> Batch:
+        phase, _ = self.config.at(step)
+        return shapes_batch(phase, self.vocabulary, self.config.seed, step)
+
+
+def batches(config: TrainConfig, vocabulary: Vocabulary, first: int, last: int, workers: int) -> Iterable[Batch]:
+    """The batches of steps ``first`` to ``last - 1``, in order, drawn ahead by so many processes, or by none."""
+    return DataLoader(_Steps(config, vocabulary), batch_size=None, sampler=range(first, last), num_workers=workers)

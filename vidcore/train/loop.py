@@ -15,7 +15,7 @@ from ..systems.vdm import UNet3D, vdm_loss
 from ..systems.vdm.checkpoint import load_vdm, to_info
 from ..text import TextConfig, TextEncoder, Vocabulary
 from .config import TrainConfig
-from .data import shapes_batch
+from .data import batches
 from .state import EMA, load_state, save_state
 
 
@@ -24,7 +24,14 @@ def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{rank}/{step}".encode()))
 
 
-def train(config: TrainConfig, root: Path, stop_after: int | None = None, report=print) -> float:
+def train(
+    config: TrainConfig,
+    root: Path,
+    stop_after: int | None = None,
+    report=print,
+    device: str | torch.device = "cpu",
+    workers: int = 0,
+) -> float:
     """Run a recipe, resuming where an earlier run of it stopped.
 
     Args:
@@ -32,6 +39,8 @@ def train(config: TrainConfig, root: Path, stop_after: int | None = None, report
         root: folder that ``config.output`` and ``config.start_from`` are relative to.
         stop_after: stop (and save) once this many steps are done in total; the whole recipe by default.
         report: called with one line of text now and then.
+        device: where the network trains. All randomness is drawn on the CPU, so that a seed means the same everywhere.
+        workers: processes that draw batches ahead; they change no number.
 
     Returns:
         The last step's loss.
@@ -53,6 +62,8 @@ def train(config: TrainConfig, root: Path, stop_after: int | None = None, report
         net, text = load_vdm(root / config.start_from)
         weights.load_into(module["net"], net.state_dict(), "network")
         weights.load_into(module["text"], text.state_dict(), "text encoder")
+    device = torch.device(device)
+    module.to(device)
     if config.channels_last:
         module.to(memory_format=torch.channels_last)
     ema = EMA(module, config.ema)
@@ -70,12 +81,11 @@ def train(config: TrainConfig, root: Path, stop_after: int | None = None, report
 
     last, started, first, running = min(stop_after or config.steps, config.steps), time.monotonic(), done, None
     loss_value = math.nan
-    for step in range(done, last):
-        phase, lr = config.at(step)
-        batch = shapes_batch(phase, vocabulary, config.seed, step)
+    for step, batch in enumerate(batches(config, vocabulary, done, last, workers), start=done):
+        (phase, lr), batch = config.at(step), batch.to(device)
         torch.manual_seed(zlib.crc32(f"dropout/{config.seed}/{step}".encode()))
         generator = step_generator(config.seed, step)
-        with torch.autocast(batch.clips.device.type, torch.bfloat16, enabled=config.bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
             context, image_context = module["text"](batch.tokens), None
             if batch.image_tokens is not None:
                 image_context = module["text"](batch.image_tokens.flatten(0, 1)).unflatten(0, batch.image_tokens.shape[:2])
