@@ -1,7 +1,7 @@
 import pytest
 import torch
-from test_train import RECIPE, recipe
 
+from tests.core.test_train import RECIPE, recipe
 from vidcore.systems.vdm import UNet3D, VDMConfig
 from vidcore.train.loop import train
 
