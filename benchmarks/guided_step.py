@@ -2,8 +2,8 @@
 
 A server is started, a model with random weights in a public layout is sampled by the stock KSampler with 2 and with 6
 steps, plainly and guided in several ways; the difference of the two runs is four steps. All ways take turns within a
-round, and the median over rounds of each round's ratio to the plain run is reported. Peak memory is the server's own
-(Linux without a GPU; elsewhere it is left out), measured from the moment before each run.
+round, and the median over rounds of each round's ratio to the plain run is reported. Peak memory (Linux without a GPU;
+elsewhere it is left out) is what a way adds to a fresh server that has loaded the model and made a plain step.
 """
 
 import argparse
@@ -87,33 +87,33 @@ def memory(pid: int, what: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
 
 
-def compare(arguments, server: start.Server) -> dict:
-    pid = server.process.pid
+def run_seconds(server: start.Server, arguments, way: dict | None, steps: int, seed: int) -> float:
+    started = time.monotonic()
+    start.run_prompt(server, prompt(arguments.layout, way, steps, seed))
+    return time.monotonic() - started
+
+
+def step_seconds(arguments, server: start.Server) -> dict[str, list[float]]:
+    """Seconds per step of every way, round by round."""
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    peaks: dict[str, list[int]] = {way: [] for way in WAYS}
     for seed in range(arguments.rounds + 1):  # round 0 loads the model and warms up
         for name, way in WAYS.items():
-            taken = {}
-            for steps in (FEW, MANY):
-                known, before = reset_peak(pid) and not arguments.gpu, None
-                if known:
-                    before = memory(pid, "VmRSS")
-                started = time.monotonic()
-                start.run_prompt(server, prompt(arguments.layout, way, steps, seed))
-                taken[steps] = time.monotonic() - started
+            taken = [run_seconds(server, arguments, way, steps, seed) for steps in (FEW, MANY)]
             if seed:
-                seconds[name].append((taken[MANY] - taken[FEW]) / (MANY - FEW))
-                if known:
-                    peaks[name].append(memory(pid, "VmHWM") - before)
+                seconds[name].append((taken[1] - taken[0]) / (MANY - FEW))
             print(f"round {seed}, {name}: {taken}", file=sys.stderr, flush=True)
-    return {
-        name: {
-            "seconds_per_step": round(statistics.median(seconds[name]), 3),
-            "over_plain": round(statistics.median(s / p for s, p in zip(seconds[name], seconds["plain"])), 2),
-            "peak_mebibytes": round(statistics.median(peaks[name]) / 2**20) if peaks[name] else None,
-        }
-        for name in WAYS
-    }
+    return seconds
+
+
+def peak_mebibytes(arguments, server: start.Server, way: dict | None) -> int | None:
+    """What one run adds at its peak; freed memory that a process keeps would hide it, so the server must be fresh."""
+    pid = server.process.pid
+    run_seconds(server, arguments, None, 1, 0)
+    if arguments.gpu or not reset_peak(pid):
+        return None
+    before = memory(pid, "VmRSS")
+    run_seconds(server, arguments, way, FEW, 1)
+    return round((memory(pid, "VmHWM") - before) / 2**20)
 
 
 def main() -> None:
@@ -136,7 +136,17 @@ def main() -> None:
         subprocess.run([host.python, tests / "layouts.py", host.tree, arguments.layout, file], check=True)
         write_latents(host.python, base / "input", arguments.layout, arguments.frames, arguments.size)
         with start.Server(host, base) as server:
-            found = compare(arguments, server)
+            seconds = step_seconds(arguments, server)
+        found = {}
+        for name, way in WAYS.items():
+            with start.Server(host, base) as server:
+                peak = peak_mebibytes(arguments, server, way)
+            found[name] = {
+                "seconds_per_step": round(statistics.median(seconds[name]), 3),
+                "over_plain": round(statistics.median(s / p for s, p in zip(seconds[name], seconds["plain"])), 2),
+                "peak_mebibytes": peak,
+            }
+            print(f"{name}: {found[name]}", file=sys.stderr, flush=True)
     setting = {k: v for k, v in vars(arguments).items() if k != "gpu"}
     hardware = f"{'GPU' if arguments.gpu else 'CPU'}, {os.cpu_count()} cores, {platform.machine()}"
     print(json.dumps({"date": str(date.today()), "hardware": hardware, **setting, "results": found}, indent=1))

@@ -11,23 +11,16 @@ packages in benchmarks/requirements.txt.
 
 import argparse
 import json
-import os
-import platform
-import resource
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from datetime import date
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import torch  # noqa: E402
+from common import record, take_turns, timed  # noqa: E402
 
 SCHEDULE_STEPS = 4  # of the sampled clip
 TASKS = ("forward", "training step", "sampled clip")
@@ -95,15 +88,8 @@ def fitting_width(build: Callable, parameters: float, frames: int, size: int) ->
     return min(range(16, 160, 4 if build is ours else 8), key=distance)
 
 
-def peak_bytes(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def measure(name: str, task: str, arguments) -> dict:
-    """Seconds (median of the repeats, after one that warms up) and peak bytes of one task, in this process."""
+    """Seconds and peak bytes of one task, in this process."""
     from vidcore.denoise import Denoiser
     from vidcore.sample import ancestral_step, sample_clip
     from vidcore.schedule import CosineSchedule
@@ -132,64 +118,8 @@ def measure(name: str, task: str, arguments) -> dict:
             sample_clip(denoiser, CosineSchedule(), shape, SCHEDULE_STEPS, partial(ancestral_step, gamma=0.3), 0)
 
     work = dict(zip(TASKS, (forward, training_step, sampled_clip)))[task]
-    before = peak_bytes(device)
-    seconds = []
-    for _ in range(1 + arguments.repeats):
-        started = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
     count = sum(p.numel() for p in net.parameters())
-    return {
-        "seconds": statistics.median(seconds[1:]),
-        "bytes": peak_bytes(device) - before,
-        "parameters": count,
-        "width": width,
-    }
-
-
-def processor() -> str:
-    """The processor's or GPU's own name, and the threads used."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    return f"{(names or [platform.processor() or platform.machine()])[0]}, {torch.get_num_threads()} threads"
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
-
-
-def compare(arguments) -> dict:
-    """All rounds; per task and network the median time, peak memory, and ratio to ours."""
-    raw: dict[str, dict[str, list[dict]]] = {task: {name: [] for name in arguments.nets} for task in TASKS}
-    for round_number in range(arguments.rounds):
-        for task in TASKS:
-            for name in arguments.nets:
-                command = [sys.executable, __file__, *sys.argv[1:], "--worker", name, "--task", task]
-                answer = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-                if answer.returncode:
-                    raise SystemExit(f"{name}, {task}:\n{answer.stderr[-2000:]}")
-                found = json.loads(answer.stdout.splitlines()[-1])
-                raw[task][name].append(found)
-                print(f"round {round_number + 1}, {task}, {name}: {found}", file=sys.stderr, flush=True)
-    table = {}
-    for task, by_name in raw.items():
-        table[task] = {}
-        for name, found in by_name.items():
-            table[task][name] = {
-                "seconds": round(statistics.median(f["seconds"] for f in found), 4),
-                "mebibytes": round(statistics.median(f["bytes"] for f in found) / 2**20),
-                "parameters": found[0]["parameters"],
-                "time_over_ours": round(
-                    statistics.median(f["seconds"] / o["seconds"] for f, o in zip(found, by_name["vidcore"])), 2
-                ),
-                "memory_over_ours": round(
-                    statistics.median(f["bytes"] / o["bytes"] for f, o in zip(found, by_name["vidcore"])), 2
-                ),
-            }
-    return table
+    return {**timed(work, arguments.repeats, device), "parameters": count, "width": width}
 
 
 def main() -> None:
@@ -209,10 +139,8 @@ def main() -> None:
     if arguments.worker:
         print(json.dumps(measure(arguments.worker, arguments.task, arguments)))
         return
-    setting = {k: v for k, v in vars(arguments).items() if k not in ("worker", "task")}
-    packages = {name: version(name) for name in ("torch", *(net for net in arguments.nets if net != "vidcore"))}
-    record = {"date": str(date.today()), "hardware": processor(), "packages": packages, **setting}
-    print(json.dumps({**record, "results": compare(arguments)}, indent=1))
+    packages = ("torch", *(net for net in arguments.nets if net != "vidcore"))
+    print(record(arguments, packages, take_turns(arguments.rounds, TASKS, arguments.nets)))
 
 
 if __name__ == "__main__":
