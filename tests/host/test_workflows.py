@@ -93,7 +93,8 @@ def test_temporal_upsample_keeps_the_given_frames(server, tools, output):
     assert np.abs(smooth[::2] - given).mean() < 0.02  # the video codec's own loss
     a, b = (observe(clip).things[0].path for clip in (given, smooth))
     between = np.abs(b[1::2, 1] - (a[:-1, 1] + a[1:, 1]) / 2)
-    assert between.mean() < 0.1
+    # Where the ring turns round, the mean of two frames is not where it should be.
+    assert np.median(between) < 0.05 and between.max() < 0.2 < np.ptp(a[:, 1])
 
 
 def test_super_resolution_shrinks_to_what_was_given(server, tools, output):
@@ -112,6 +113,13 @@ def test_inpaint_video_changes_the_middle_alone(server, tools, output):
     assert np.abs(before - after)[:, edge].mean() < 0.04 and np.abs(before - after)[:, ~edge].mean() > 0.1
     seen = observe(after)
     assert seen.background == "dark blue" and [t.colour for t in seen.things] == ["yellow"]
+
+
+def test_edit_with_inversion_changes_the_colour_and_keeps_the_path(server, tools, output):
+    made = render_all(server, tools, output, "edit_with_inversion")
+    before, after = (observe(clip_of(made[name])).things for name in ("edited_given", "edited"))
+    assert [t.colour for t in before] == ["yellow"] and [t.colour for t in after] == ["cyan"]
+    assert np.linalg.norm(before[0].path - after[0].path, axis=1).max() < 0.05
 
 
 def test_sd15_enlarge_video_runs_on_that_layout(server, tools, output):

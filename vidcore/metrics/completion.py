@@ -48,6 +48,7 @@ class Protocol:
         steps, gamma: of the ancestral sampler. Batch b's noise has seed b.
         weight: w_r of reconstruction guidance.
         guidance_scale: towards the caption; 1 is plain conditioning, 0 gives no caption at all.
+        overlap: frames that a window of the extension shares with the one before.
         clip_x0: whether the estimate is kept in [-1, 1].
         batch: clips at a time.
     """
@@ -59,6 +60,7 @@ class Protocol:
     gamma: float = 0.0
     weight: float = 30.0
     guidance_scale: float = 1.0
+    overlap: int = 5
     clip_x0: bool = True
     batch: int = 10
 
@@ -206,7 +208,7 @@ def enlarge(maker: Maker, asked: list[Scene], report, factor: int = 2) -> dict:
     return {"scores": scores, "clips": {"truth": truth, **clips}}
 
 
-def extend(maker: Maker, asked: list[Scene], report, given=5, length=128, window=16, overlap=5) -> dict:
+def extend(maker: Maker, asked: list[Scene], report, given=5, length=128, window=16) -> dict:
     """The share of clips in which the thing still has its colour and shape in the last window."""
     size, made = maker.net.config.size, []
     truth = np.stack([render(scene, window, size)[:given] for scene in asked])
@@ -219,7 +221,7 @@ def extend(maker: Maker, asked: list[Scene], report, given=5, length=128, window
             seed = number * length + start
             return maker.sample(maker.guided(list(measurements)), shape, seed, context)
 
-        blocks = stream(make, length, window, overlap, extension(known))
+        blocks = stream(make, length, window, maker.protocol.overlap, extension(known))
         made.append(to_array(torch.cat(list(blocks), dim=2)))
         report(first + len(known))
     clips = np.concatenate(made)
