@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data.shapes.scene import BACKGROUNDS, SIZES
+from ..data.shapes.scene import BACKGROUNDS, MOTIONS, SIZES
 from ..systems.vdm import VDMConfig
 
 if sys.version_info >= (3, 11):
@@ -36,6 +36,7 @@ class Phase:
         drop_context: probability of training a clip, or one of its images, without its caption.
         sizes: sizes of things; the middle one is "".
         backgrounds: what may be behind them.
+        motions: how they may move.
         anywhere: probability that a clip whose motion repeats starts at any moment of it, as a clip that goes on does.
         turns: kinds of batch that successive steps take in turn; in a recipe, tables of the entries in which they differ.
     """
@@ -52,6 +53,7 @@ class Phase:
     drop_context: float = 0.1
     sizes: tuple[str, ...] = tuple(SIZES)
     backgrounds: tuple[str, ...] = tuple(BACKGROUNDS)
+    motions: tuple[str, ...] = MOTIONS
     anywhere: float = 0.0
     turns: tuple["Phase", ...] = ()
 
@@ -141,7 +143,7 @@ def _phase(table: Any, where: str, model: VDMConfig) -> Phase:
         raise ConfigError(f"{where}.size must be a multiple of {model.stride}, got {phase.size}")
     if min(phase.steps, phase.batch, phase.frames) < 1:
         raise ConfigError(f"{where}: steps, batch and frames must be at least 1")
-    for name, known in (("sizes", SIZES), ("backgrounds", BACKGROUNDS)):
+    for name, known in (("sizes", SIZES), ("backgrounds", BACKGROUNDS), ("motions", MOTIONS)):
         given = list(getattr(phase, name))
         if not given or not set(given) <= set(known):
             raise ConfigError(f"{where}.{name} must be some of {list(known)}, got {given}")
