@@ -45,6 +45,24 @@ def to_eps(x0: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     return (z - alpha * x0) / sigma
 
 
+# Where the noise is too faint to see, errors of an x0 model count no more than this (cf. Hang et al. 2023,
+# arXiv 2303.09556).
+MAX_X0_WEIGHT = 10.0
+
+
+def x0_weight(prediction: Prediction, alpha: float, sigma: float) -> float:
+    """What the squared error of x-hat is multiplied with to be that of the network's own output.
+
+    For eps alpha^2 / sigma^2, for v 1 / sigma^2. An x0 model is trained on the error in v too (Salimans & Ho 2022,
+    section 4), up to `MAX_X0_WEIGHT`. 1 / sigma^2 is also the weight for the velocity of a flow z = (1 - t) x + t eps,
+    with sigma = t.
+    """
+    _check(prediction)
+    if prediction == "eps":
+        return (alpha / sigma) ** 2
+    return sigma**-2 if prediction == "v" else min(sigma**-2, MAX_X0_WEIGHT)
+
+
 class Denoiser(nn.Module):
     """A network, what it predicts, and its schedule: ``denoiser(z, t, ...)`` is x-hat(z_t).
 

@@ -20,13 +20,22 @@ class WeightsError(ValueError):
 
 
 def save(path: str | os.PathLike, tensors: dict[str, Tensor], info: dict) -> None:
-    """Write ``tensors`` and the JSON-able ``info`` in one step: readers see the old file or the whole new one."""
+    """Write ``tensors`` and the JSON-able ``info`` in one step: readers see the old file or the whole new one.
+
+    Raises:
+        WeightsError: if the file cannot be written; nothing is left of the attempt, and an old file stays as it was.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, {METADATA_KEY: json.dumps(info)})
         os.replace(partial, path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{path.name} could not be written ({error}). Is the disk full, or the folder read-only? "
+            "Nothing was overwritten."
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -57,6 +66,25 @@ def read_info(path: str | os.PathLike) -> dict:
             "Models of other programs load with the host's own loaders, such as Load Checkpoint."
         ) from None
     return info
+
+
+def from_info(info: dict, system: str, model: type, text: type) -> tuple:
+    """The dataclasses ``model`` and ``text`` from the entries of those names in a file's ``info``.
+
+    Raises:
+        WeightsError: if the file is of another ``system``, or its entries name what the dataclasses do not know.
+    """
+    if info.get("system") != system:
+        raise WeightsError(f"expected a model of the system '{system}', this file holds '{info.get('system')}'.")
+    return entry(info, "model", model), entry(info, "text", text)
+
+
+def entry(info: dict, name: str, kind: type):
+    """The dataclass ``kind`` from one entry of a file's ``info``. Raises `WeightsError` as `from_info` does."""
+    try:
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in info[name].items()})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"the model's description does not fit this version of VidCore: {error}.") from None
 
 
 def load(path: str | os.PathLike, prefix: str = "") -> tuple[dict[str, Tensor], dict]:

@@ -24,22 +24,24 @@ class EMA:
             self.average[name].lerp_(value, 1 - decay)
 
 
-def save_state(path: Path, module: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer, info: dict) -> None:
-    """Parameters, their average and the optimiser's moments; ``info`` needs ``step``, the number of steps done."""
+def save_state(path: Path, module: nn.Module, ema: EMA | None, optimiser: torch.optim.Optimizer, info: dict) -> None:
+    """Parameters, their average if there is one, and the optimiser's moments; ``info`` needs ``step``, the steps done."""
     tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in ema.average.items()}
+    if ema is not None:
+        tensors |= {f"ema.{k}": v for k, v in ema.average.items()}
     for index, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{k}": torch.as_tensor(v) for k, v in moments.items()}
     weights.save(path, {k: v.clone() for k, v in tensors.items()}, info)
 
 
-def load_state(path: str | os.PathLike, module: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer) -> dict:
+def load_state(path: str | os.PathLike, module: nn.Module, ema: EMA | None, optimiser: torch.optim.Optimizer) -> dict:
     """Restore what `save_state` wrote; returns its ``info``. Raises `weights.WeightsError` if the file does not fit."""
     tensors, info = weights.load(path)
     weights.load_into(module, weights.part(tensors, "module."), "training")
-    weights.check(module, weights.part(tensors, "ema."), "averaged")
-    for name, value in weights.part(tensors, "ema.").items():
-        ema.average[name].copy_(value)
+    if ema is not None:
+        weights.check(module, weights.part(tensors, "ema."), "averaged")
+        for name, value in weights.part(tensors, "ema.").items():
+            ema.average[name].copy_(value)
     # Files are contiguous; moments must have their parameter's memory layout, since the fused optimiser pairs them by
     # address.
     parameters = [p for group in optimiser.param_groups for p in group["params"]]

@@ -24,14 +24,7 @@ def from_info(info: dict) -> tuple[VDMConfig, TextConfig]:
     Raises:
         weights.WeightsError: if the description is of another system, or names what this version does not know.
     """
-    if info.get("system") != SYSTEM:
-        raise weights.WeightsError(f"expected a model of the system '{SYSTEM}', this file holds '{info.get('system')}'.")
-    try:
-        model = {k: tuple(v) if isinstance(v, list) else v for k, v in info["model"].items()}
-        text = {k: tuple(v) if isinstance(v, list) else v for k, v in info["text"].items()}
-        return VDMConfig(**model), TextConfig(**text)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise weights.WeightsError(f"the model's description does not fit this version of VidCore: {error}.") from None
+    return weights.from_info(info, SYSTEM, VDMConfig, TextConfig)
 
 
 def to_tensors(net: nn.Module, text: nn.Module) -> dict[str, Tensor]:

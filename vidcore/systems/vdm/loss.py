@@ -3,12 +3,9 @@
 import torch
 from torch import Tensor
 
-from ...denoise import target
+from ...denoise import MAX_X0_WEIGHT, target
 from ...schedule import alpha_sigma, expand_as
 from .net import UNet3D
-
-# Where the noise is too faint to see, errors in x-hat count no more than this (cf. Hang et al. 2023, arXiv 2303.09556).
-MAX_X0_WEIGHT = 10.0
 
 
 def vdm_loss(

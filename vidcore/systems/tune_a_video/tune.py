@@ -1,0 +1,89 @@
+"""Tuning on one clip (arXiv 2212.11565, section 4): a few hundred steps of AdamW on `TunedLayers`."""
+
+import math
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...denoise import Prediction
+from ...sample import Level
+from ...train.state import load_state, save_state
+from .loss import tune_loss
+from .net import TunedLayers
+
+
+class Tuning:
+    """One tuning run: what trains, its optimiser, and how far it is.
+
+    AdamW, weight decay 0.01, gradient norm at most 1, as in the official code. One difference: the decay pulls W_Q back
+    to the image model's instead of to zero, since what is trained is its change.
+
+    Args:
+        layers: what trains, float32, on the device that the model runs on.
+        learning_rate: constant; 3e-5 in the paper.
+        seed: of the noise, its levels and the draws of the latents.
+        half: the model runs in float16, so that the loss is scaled up to keep small gradients.
+    """
+
+    def __init__(self, layers: TunedLayers, learning_rate: float, seed: int, half: bool = False):
+        self.layers, self.seed, self.step = layers.requires_grad_(True), seed, 0
+        device = next(layers.parameters()).device
+        self.optimiser = torch.optim.AdamW(layers.parameters(), lr=learning_rate, betas=(0.9, 0.999), weight_decay=0.01)
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**12, growth_interval=200, enabled=half)
+
+    def advance(
+        self,
+        denoise: Callable[[Tensor, int], Tensor],
+        prediction: Prediction,
+        mean: Tensor,
+        deviation: Tensor | float,
+        levels: list[Level],
+    ) -> float:
+        """One step; all its randomness is a function of (seed, step), drawn on the CPU.
+
+        Args:
+            denoise: (z, i) -> x-hat at ``levels[i]``, differentiable, with the layers at work.
+            prediction: what the model outputs.
+            mean, deviation: of the clip's latents; computed once, and drawn from anew in each step.
+            levels: the model's training noise levels, all alike in probability.
+
+        Returns:
+            The loss.
+
+        Raises:
+            FloatingPointError: if the loss is not finite; the layers are as the step before left them.
+        """
+        generator = torch.Generator().manual_seed(zlib.crc32(f"tune/{self.seed}/{self.step}".encode()))
+        i = int(torch.randint(len(levels), (1,), generator=generator))
+        draw = lambda: torch.randn(mean.shape, generator=generator).to(mean)  # noqa: E731
+        x = mean + deviation * draw()
+        loss = tune_loss(lambda z: denoise(z, i), prediction, x, draw(), levels[i])
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss is {value} at step {self.step + 1}; please lower the learning rate")
+        self.optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimiser)
+        nn.utils.clip_grad_norm_(self.layers.parameters(), 1.0)
+        self.scaler.step(self.optimiser)  # left out where float16 overflowed; the scale is then lowered
+        self.scaler.update()
+        self.step += 1
+        return value
+
+    def save(self, path: Path, info: dict) -> None:
+        """Everything that `resume` needs to continue to the same bits."""
+        scaler = self.scaler.state_dict()
+        save_state(
+            path, self.layers, None, self.optimiser, {**info, "system": "tuning", "step": self.step, "scaler": scaler}
+        )
+
+    def resume(self, path: Path) -> dict:
+        """Continue what `save` wrote; returns its ``info``. Raises `weights.WeightsError` if the file does not fit."""
+        info = load_state(path, self.layers, None, self.optimiser)
+        self.step = info["step"]
+        if info["scaler"]:
+            self.scaler.load_state_dict(info["scaler"])
+        return info
