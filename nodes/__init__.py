@@ -12,6 +12,7 @@ from .oscillate import OscillatingGuidance
 from .sample import SampleVideo
 from .samplers import SamplerVDM
 from .sparse_causal import SparseCausalAttention
+from .tune import LoadTunedVideo, TuneAVideo
 
 
 class VidCore(ComfyExtension):
@@ -22,5 +23,5 @@ class VidCore(ComfyExtension):
         return [
             LoadVideoModel, EmptyVideoLatent, SampleVideo, SamplerVDM,
             ReconstructionGuide, TemporalUpsample, ExtendVideo, SpatialUpsample, OscillatingGuidance,
-            DDIMInvert, SparseCausalAttention,
+            DDIMInvert, SparseCausalAttention, TuneAVideo, LoadTunedVideo,
         ]  # fmt: skip

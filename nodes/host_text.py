@@ -8,7 +8,6 @@ import comfy.supported_models_base
 import torch
 
 from ..vidcore import weights
-from ..vidcore.systems.vdm.checkpoint import from_info
 from ..vidcore.text import TextConfig, TextEncoder, Vocabulary
 from ..vidcore.text.vocabulary import PAD
 
@@ -77,7 +76,7 @@ class HostTextEncoder(torch.nn.Module, comfy.sd1_clip.ClipTokenWeightEncoder):
 def load_clip(path: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """The text encoder of a checkpoint as a host CLIP. Raises `weights.WeightsError` if the file does not fit."""
     text, info = weights.load(path, "text.")
-    _, config = from_info(info)
+    config = weights.entry(info, "text", TextConfig)
     weights.check(TextEncoder(config, device="meta"), text, "text encoder")
     vocabulary = Vocabulary(config.words, config.length)
 

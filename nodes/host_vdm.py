@@ -4,7 +4,6 @@ import math
 
 import comfy.latent_formats
 import comfy.model_base
-import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.supported_models_base
@@ -14,6 +13,7 @@ from ..vidcore import weights
 from ..vidcore.schedule import CosineSchedule
 from ..vidcore.systems.vdm import UNet3D, VDMConfig
 from ..vidcore.systems.vdm.checkpoint import from_info
+from .host_place import place
 
 
 class PixelClips(comfy.latent_formats.LatentFormat):
@@ -124,21 +124,4 @@ def load_model(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.
     """
     net, info = weights.load(path, "net.")
     config, _ = from_info(info)
-    weights.check(UNet3D(config, device="meta"), net, "network")
-
-    load_device = comfy.model_management.get_torch_device()
-    offload_device = comfy.model_management.unet_offload_device()
-    support = VDMSupport(config)
-    count = sum(tensor.numel() for tensor in net.values())
-    dtype = comfy.model_management.unet_dtype(model_params=count, supported_dtypes=support.supported_inference_dtypes)
-    cast = comfy.model_management.unet_manual_cast(dtype, load_device, support.supported_inference_dtypes)
-    support.set_inference_dtype(dtype, cast, device=load_device)
-
-    model = support.get_model(net)
-    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    patcher = kind(model, load_device=load_device, offload_device=offload_device)
-    if not comfy.model_management.is_device_cpu(offload_device):
-        model.to(offload_device)
-    model.load_model_weights(net, assign=patcher.is_dynamic())
-    patcher.cached_patcher_init = (load_model, (path,))
-    return patcher
+    return place(VDMSupport(config), net, path, load_model, disable_dynamic)

@@ -7,10 +7,15 @@ import torch
 from comfy_api.latest import io
 
 from ..vidcore import weights
-from ..vidcore.systems.vdm.checkpoint import from_info
+from ..vidcore.systems import image
+from ..vidcore.systems.vdm import checkpoint as vdm
 from .folders import FOLDER
+from .host_image import load_image_model
 from .host_text import load_clip
 from .host_vdm import load_model
+
+# Files that this node loads, by their system: what checks their description.
+READERS = {vdm.SYSTEM: vdm.from_info, image.SYSTEM: image.from_info}
 
 
 class LoadVideoModel(io.ComfyNode):
@@ -43,7 +48,8 @@ class LoadVideoModel(io.ComfyNode):
             known = ", ".join(folder_paths.get_filename_list(FOLDER)) or "none"
             return f"no video model {model_name!r}; found in models/{FOLDER} and in VidCore: {known}"
         try:
-            from_info(weights.read_info(path))
+            info = weights.read_info(path)
+            READERS.get(info["system"], vdm.from_info)(info)
         except weights.WeightsError as error:
             return str(error)
         return True
@@ -51,13 +57,16 @@ class LoadVideoModel(io.ComfyNode):
     @classmethod
     def execute(cls, model_name) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise(FOLDER, model_name)
+        if weights.read_info(path)["system"] == image.SYSTEM:
+            return io.NodeOutput(load_image_model(path), load_clip(path), pixel_vae(clips=False))
         return io.NodeOutput(load_model(path), load_clip(path), pixel_vae())
 
 
-def pixel_vae() -> comfy.sd.VAE:
-    """The host's pixel-space VAE, told that its latents have a time axis: it would decode only the first frame."""
+def pixel_vae(clips: bool = True) -> comfy.sd.VAE:
+    """The host's pixel-space VAE; for ``clips`` told that latents have a time axis, or it would decode only frame 0."""
     vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
-    vae.latent_dim = 3
+    if clips:
+        vae.latent_dim = 3
     vae.patcher.cached_patcher_init = (_pixel_vae_patcher, ())
     return vae
 

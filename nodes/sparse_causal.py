@@ -17,6 +17,25 @@ def attend_across_frames(q, k, v, extra_options):
     return sparse_causal(q, k, v, pictures // parts, attend)
 
 
+def image_unet(model, node: str) -> UNetModel:
+    """The network of a MODEL. Raises ValueError, naming the ``node``, if it is not an image model with a U-Net."""
+    net = model.get_model_object("diffusion_model")
+    if not isinstance(net, UNetModel) or model.model.model_config.unet_config.get("use_temporal_attention"):
+        raise ValueError(
+            f"{node} works on image models with a U-Net (Stable Diffusion 1.5, 2.1, XL and their like); "
+            f"this is {type(model.model).__name__}. Video models need no such patch: their frames see one another."
+        )
+    return net
+
+
+def add_sparse_causal(model) -> None:
+    """Replace the self-attention of a cloned MODEL's blocks."""
+    net = model.get_model_object("diffusion_model")
+    for name, blocks in (("input", net.input_blocks), ("middle", [net.middle_block]), ("output", net.output_blocks)):
+        for number in range(len(blocks)):
+            model.set_model_attn1_replace(attend_across_frames, name, number)
+
+
 class SparseCausalAttention(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -35,14 +54,7 @@ class SparseCausalAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, model) -> io.NodeOutput:
-        net = model.get_model_object("diffusion_model")
-        if not isinstance(net, UNetModel) or model.model.model_config.unet_config.get("use_temporal_attention"):
-            raise ValueError(
-                "Sparse-Causal Attention works on image models with a U-Net (Stable Diffusion 1.5, 2.1, XL and their like); "
-                f"this is {type(model.model).__name__}. Video models need no such patch: their frames see one another."
-            )
+        image_unet(model, "Sparse-Causal Attention")
         model = model.clone()
-        for name, blocks in (("input", net.input_blocks), ("middle", [net.middle_block]), ("output", net.output_blocks)):
-            for number in range(len(blocks)):
-                model.set_model_attn1_replace(attend_across_frames, name, number)
+        add_sparse_causal(model)
         return io.NodeOutput(model)

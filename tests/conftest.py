@@ -3,6 +3,8 @@
 import os
 import shutil
 import sys
+import time
+import urllib.parse
 import uuid
 from pathlib import Path
 
@@ -38,6 +40,26 @@ def run(server):
         return start.run_prompt(server, prompt, timeout)
 
     return run
+
+
+@pytest.fixture
+def interrupted(server):
+    """Starts an API prompt, cancels it some seconds after it began to run, and gives the kinds of the host's messages."""
+
+    def interrupted(prompt, seconds=3):
+        status, answer = server.post("/prompt", {"prompt": prompt})
+        assert status == 200, answer
+        deadline = time.monotonic() + 60 + seconds
+        while not server.get("/queue")["queue_running"] and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(seconds)
+        server.post("/interrupt", {})
+        number = urllib.parse.quote(answer["prompt_id"])
+        while not server.get(f"/history/{number}") and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return [kind for kind, _ in server.get(f"/history/{number}")[answer["prompt_id"]]["status"]["messages"]]
+
+    return interrupted
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ def test_every_node_is_there_and_no_stock_node_has_its_name(ours):
     assert set(ours) == {
         "LoadVideoModel", "EmptyVideoLatent", "SampleVideo", "SamplerVDM",
         "ReconstructionGuide", "TemporalUpsample", "ExtendVideo", "SpatialUpsample", "OscillatingGuidance",
-        "DDIMInvert", "SparseCausalAttention",
+        "DDIMInvert", "SparseCausalAttention", "TuneAVideo", "LoadTunedVideo",
     }  # fmt: skip
 
 
@@ -91,6 +91,11 @@ def test_input_order_is_kept_for_saved_workflows(ours):
             "seed", "negative", "guidance_scale", "round_trip",
         ],
         "SparseCausalAttention": ["model"],
+        "TuneAVideo": [
+            "model", "vae", "frames", "positive", "steps", "learning_rate", "seed", "name", "norm", "preview_every",
+            "memory_saver", "continue_from", "keep_state",
+        ],
+        "LoadTunedVideo": ["model", "tuned_name", "strength", "other_base"],
     }  # fmt: skip
     for name, order in released.items():
         now = ours[name]["input_order"]

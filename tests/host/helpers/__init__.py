@@ -1,5 +1,7 @@
 """A node pack for the tests alone: conditioning of any width, so that a model can run without its text encoder."""
 
+import hashlib
+
 import torch
 
 
@@ -16,4 +18,21 @@ class RandomConditioning:
         return ([[words, {"pooled_output": torch.randn(1, 1280, generator=generator)}]],)
 
 
-NODE_CLASS_MAPPINGS = {"RandomConditioning": RandomConditioning}
+class HashWeights:
+    """The SHA-256 of a MODEL's own weights, without its patches, whether or not they are applied just now."""
+
+    CATEGORY, RETURN_TYPES, FUNCTION, OUTPUT_NODE = "tests", (), "hash", True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "after": ("LATENT",)}}
+
+    def hash(self, model, after):
+        found = hashlib.sha256()
+        for key, weight in model.model.state_dict().items():
+            weight = model.backup[key].weight if key in model.backup else weight
+            found.update(weight.contiguous().cpu().view(torch.uint8).numpy())
+        return {"ui": {"text": [found.hexdigest()]}}
+
+
+NODE_CLASS_MAPPINGS = {"RandomConditioning": RandomConditioning, "HashWeights": HashWeights}

@@ -1,0 +1,173 @@
+"""Does tuning on one clip let a prompt change the clip while its motion stays? ``python benchmarks/edits.py``.
+
+Run it where the core's packages are installed; ComfyUI is set up as for ``start.py``. On the shipped image model, each of
+``--clips`` procedural clips of one thing is learned by Tune-A-Video; then its colour, its shape and its background are
+edited, one at a time, with DDIM inversion and from fresh noise. The rule-based tracker judges every edit:
+
+- applied: the edited attribute is the asked one, and there is one thing;
+- motion kept: the clip moves as the source does, by the tracker's word for it;
+- rest kept: the two attributes that were not edited are the source's;
+- path: mean distance from the source's path, in widths of the frame; a thing not found counts 0.5.
+
+Prints a JSON record with the protocol that made it.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import start  # noqa: E402
+from vidcore.data.shapes import Scene, caption, random_scene, render  # noqa: E402
+from vidcore.data.shapes.scene import BACKGROUNDS, COLOURS, CONTRAST, SHAPES  # noqa: E402
+from vidcore.metrics.completion import trajectory_error  # noqa: E402
+from vidcore.metrics.tracker import observe  # noqa: E402
+
+KINDS = ("colour", "shape", "background")
+ROUND = ("circle", "ring")
+
+
+def node(kind: str, /, **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def edited(scene: Scene, kind: str, rng: np.random.Generator) -> Scene:
+    """The scene with another colour, shape or background, one that can be seen."""
+    (thing,) = scene.things
+
+    def seen(colour: str, background: str) -> bool:
+        return np.linalg.norm(np.array(COLOURS[colour]) - np.array(BACKGROUNDS[background])) > CONTRAST
+
+    if kind == "background":
+        others = [b for b in BACKGROUNDS if b != scene.background and seen(thing.colour, b)]
+        return Scene(scene.things, str(rng.choice(others)))
+    if kind == "colour":
+        others = [c for c in COLOURS if c != thing.colour and seen(c, scene.background)]
+    else:
+        others = [s for s in SHAPES if s != thing.shape and not (thing.motion == "rotate" and s in ROUND)]
+    return Scene((dataclasses.replace(thing, **{kind: str(rng.choice(others))}),), scene.background)
+
+
+def tasks(protocol) -> list[tuple[Scene, list[tuple[str, Scene]]]]:
+    """Source scenes, each with the edits to make of it."""
+    rng = np.random.default_rng(protocol.seed)
+    sources = [random_scene(rng, sizes=("large",)) for _ in range(protocol.clips)]
+    return [(scene, [(kind, edited(scene, kind, rng)) for kind in KINDS]) for scene in sources]
+
+
+def prompt(protocol, name: str, source: Scene, edits: list[tuple[str, Scene]]) -> dict:
+    """Tune on the clip ``name``, then every edit from inverted and from fresh noise; SaveLatent nodes keep them."""
+    grid = dict(steps=protocol.steps, schedule="uniform_time")
+    nodes = {
+        "model": node("LoadVideoModel", model_name=protocol.model),
+        "source": node("CLIPTextEncode", clip=["model", 1], text=caption(source)),
+        "empty": node("CLIPTextEncode", clip=["model", 1], text=""),
+        "clip": node("LoadLatent", latent=f"{name}.latent"),
+        "frames": node("VAEDecode", samples=["clip", 0], vae=["model", 2]),
+        "tuned": node(
+            "TuneAVideo", model=["model", 0], vae=["model", 2], frames=["frames", 0], positive=["source", 0],
+            steps=protocol.tuning_steps, learning_rate=protocol.learning_rate, seed=0, name=name, norm=protocol.norm,
+            preview_every=0,
+        ),
+        "inverted": node(
+            "DDIMInvert", model=["tuned", 0], positive=["empty", 0], latent_image=["clip", 0], method="fixed_point",
+            end_at_step=protocol.steps - protocol.skip, round_trip=False, **grid,
+        ),
+    }  # fmt: skip
+    for number, (_, scene) in enumerate(edits):
+        nodes[f"text{number}"] = node("CLIPTextEncode", clip=["model", 1], text=caption(scene))
+        for way, latent, fresh in (("inversion", "inverted", False), ("noise", "clip", True)):
+            nodes[f"{way}{number}"] = node(
+                "SampleVideo", model=["tuned", 0], positive=[f"text{number}", 0], negative=["empty", 0],
+                latent_image=[latent, 0], seed=number, guidance_scale=protocol.guidance_scale, sampler="ddim",
+                add_noise=fresh, **grid,
+            )  # fmt: skip
+            nodes[f"keep_{way}{number}"] = node("SaveLatent", samples=[f"{way}{number}", 0], filename_prefix="latents/edit")
+    return nodes
+
+
+def judge(clip: np.ndarray, truth: np.ndarray, scene: Scene, kind: str) -> dict:
+    """Scores of one edited clip T H W 3 in [0, 1], beside the source's."""
+    seen, source, (asked,) = observe(clip), observe(truth), scene.things
+    one = len(seen.things) == 1
+    found = {
+        "colour": one and seen.things[0].colour == asked.colour,
+        "shape": one and seen.things[0].shape == asked.shape,
+        "background": seen.background == scene.background,
+    }
+    return {
+        "applied": one and found[kind],
+        "motion_kept": one and seen.things[0].motion == source.things[0].motion,
+        "rest_kept": all(found[other] for other in KINDS if other != kind),
+        "path": trajectory_error(clip, truth, list(range(len(truth)))),
+    }
+
+
+def run(protocol) -> tuple[dict, dict]:
+    """Scores per way and kind of edit, and all clips by name, for looking at."""
+    host = start.set_up_host(start.cache_folder())
+    found: dict[str, dict[str, list]] = {way: {kind: [] for kind in KINDS} for way in ("inversion", "noise")}
+    clips = {}
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        (base / "input").mkdir()
+        with start.Server(host, base, cpu=not start.has_gpu(host.python)) as server:
+            for number, (source, edits) in enumerate(tasks(protocol)):
+                name, truth = f"clip{number}", render(source, protocol.frames, protocol.size)
+                latent = torch.from_numpy(truth).permute(0, 3, 1, 2).contiguous() * 2 - 1
+                tensors = {"latent_tensor": latent, "latent_format_version_0": torch.zeros(1)}
+                save_file(tensors, base / "input" / f"{name}.latent")
+                history = start.run_prompt(server, prompt(protocol, name, source, edits), 3600)
+                clips[name] = truth
+                for i, (kind, scene) in enumerate(edits):
+                    for way in found:
+                        item = history["outputs"][f"keep_{way}{i}"]["latents"][0]
+                        made = load_file(base / "output" / item["subfolder"] / item["filename"])["latent_tensor"]
+                        clip = (made.clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
+                        clips[f"{name} {kind} {way}"] = clip
+                        found[way][kind].append(judge(clip, truth, scene, kind))
+                print(f"{number + 1}/{protocol.clips}: {caption(source)}", file=sys.stderr, flush=True)
+    return {way: {**by, "all": [s for scores in by.values() for s in scores]} for way, by in found.items()}, clips
+
+
+def mean(scores: list[dict]) -> dict:
+    return {key: round(float(np.mean([s[key] for s in scores])), 4) for key in scores[0]} | {"edits": len(scores)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="shapes-image.safetensors")
+    parser.add_argument("--clips", type=int, default=17)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--tuning-steps", type=int, default=100)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--norm", choices=("frame", "clip"), default="frame")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--skip", type=int, default=2, help="steps at the clean end that inversion begins above")
+    parser.add_argument("--guidance-scale", type=float, default=3.0)
+    parser.add_argument("--keep", type=Path, help="file (.npz) for all clips, to look at")
+    protocol = parser.parse_args()
+    found, clips = run(protocol)
+    if protocol.keep:
+        np.savez(protocol.keep, **clips)
+    scores = {way: {kind: mean(s) for kind, s in by.items()} for way, by in found.items()}
+    sha256 = hashlib.sha256((ROOT / "models" / protocol.model).read_bytes()).hexdigest()
+    setting = {k: v for k, v in vars(protocol).items() if k != "keep"}
+    print(json.dumps({"date": str(date.today()), **setting, "sha256": sha256, "scores": scores}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

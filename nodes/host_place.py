@@ -1,0 +1,40 @@
+"""From a checkpoint of ours to a MODEL that the host places, casts and pages like its own."""
+
+from collections.abc import Callable
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models_base
+
+from ..vidcore import weights
+
+
+def place(
+    support: comfy.supported_models_base.BASE, net: dict, path: str, load: Callable, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """A MODEL of the kind that ``support`` describes, with the weights ``net``.
+
+    Args:
+        path, load: ``load(path)`` makes the model anew. The host calls it for a copy on another device, or for one
+            without the weight paging that it calls dynamic.
+        disable_dynamic: without that paging.
+
+    Raises:
+        weights.WeightsError: if the tensors do not fit.
+    """
+    load_device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    count = sum(tensor.numel() for tensor in net.values())
+    dtype = comfy.model_management.unet_dtype(model_params=count, supported_dtypes=support.supported_inference_dtypes)
+    cast = comfy.model_management.unet_manual_cast(dtype, load_device, support.supported_inference_dtypes)
+    support.set_inference_dtype(dtype, cast, device=load_device)
+
+    model = support.get_model(net)
+    weights.check(model.diffusion_model, net, "network")
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = kind(model, load_device=load_device, offload_device=offload_device)
+    if not comfy.model_management.is_device_cpu(offload_device):
+        model.to(offload_device)
+    model.load_model_weights(net, assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (load, (path,))
+    return patcher

@@ -1,0 +1,129 @@
+"""Tune-A-Video's layers on the host's image models, by patching a MODEL: its own weights and modules stay as they are."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.patcher_extension
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import BasicTransformerBlock
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
+
+from ..vidcore.layers.clip_norm import norm_over_clip
+from ..vidcore.layers.frame_attention import FrameAttention
+from ..vidcore.systems.tune_a_video import Block, TuneConfig, TunedLayers, added_query
+from .sparse_causal import add_sparse_causal, image_unet
+
+KEY = "vidcore_tune_a_video"
+# Weights of each block that enter the base model's fingerprint.
+SAMPLES = 16
+
+
+def find_blocks(net: UNetModel) -> tuple[Block, ...]:
+    """The transformer blocks of an image model with cross-attention to text."""
+    return tuple(
+        Block(name, part.attn1.to_q.in_features, part.n_heads)
+        for name, part in net.named_modules()
+        if isinstance(part, BasicTransformerBlock) and part.attn2 is not None
+    )
+
+
+def tune_config(model, norm: str = "frame") -> TuneConfig:
+    """The inflation of a MODEL. Raises ValueError if it is not an image model with a U-Net and text."""
+    return TuneConfig(find_blocks(image_unet(model, "Tune-A-Video")), norm)
+
+
+def base_weight(model, key: str) -> torch.Tensor:
+    """A weight of a MODEL as its file has it, without LoRAs and other patches."""
+    return model.backup[key].weight if key in model.backup else comfy.utils.get_attr(model.model, key)
+
+
+def fingerprint(model, config: TuneConfig) -> torch.Tensor:
+    """A few weights of every block, by which `checkpoint.same_base` knows the image model again; float32."""
+    samples = []
+    for block in config.blocks:
+        flat = base_weight(model, f"diffusion_model.{block.name}.attn1.to_k.weight").flatten()
+        places = torch.linspace(0, flat.numel() - 1, SAMPLES, dtype=torch.float64).long()
+        samples.append(flat[places.to(flat.device)].float().cpu())
+    return torch.cat(samples)
+
+
+def layers_patcher(layers: TunedLayers) -> comfy.model_patcher.ModelPatcher:
+    """The layers as something that the host places, beside the model."""
+    return comfy.model_patcher.ModelPatcher(
+        layers, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    )
+
+
+def inflate(model, patcher: comfy.model_patcher.ModelPatcher, strength: float = 1.0, training: bool = False):
+    """A clone of a MODEL whose batch is one clip: sparse-causal attention, changed queries, temporal attention.
+
+    Args:
+        model: an image MODEL with the blocks that the layers are made for.
+        patcher: the `TunedLayers`, as `layers_patcher` gives them.
+        strength: scales what tuning added; 0 leaves sparse-causal attention alone.
+        training: changes of W_Q act beside the weights, where gradients reach them, instead of as patches of the weights.
+    """
+    layers: TunedLayers = patcher.model
+    model = model.clone()
+    add_sparse_causal(model)
+    for block, tuned in zip(layers.config.blocks, layers.blocks, strict=True):
+        place = f"diffusion_model.{block.name}"
+        for name, change in (("attn1", tuned.self_query), ("attn2", tuned.text_query)):
+            if training:
+                forward = f"{place}.{name}.to_q.forward"
+                model.add_object_patch(forward, partial(added_query, model.get_model_object(forward), change))
+            else:
+                model.add_patches({f"{place}.{name}.to_q.weight": ("diff", (change.detach(),))}, strength)
+        forward = f"{place}.forward"
+        model.add_object_patch(forward, _Inflated(model.get_model_object(forward), tuned.temporal, strength))
+    if layers.config.norm == "clip":
+        _norm_over_clip(model)
+    model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), patcher])
+    return model
+
+
+@dataclass(frozen=True)
+class _Inflated:
+    """The forward of a transformer block, temporal attention last."""
+
+    block: object
+    temporal: FrameAttention
+    strength: float
+
+    def __call__(self, x, context=None, transformer_options={}):
+        x = self.block(x, context=context, transformer_options=transformer_options)
+        parts = len(transformer_options.get("cond_or_uncond", [0]))
+        return self.temporal(x, x.shape[0] // parts, self.strength)
+
+
+def _norm_over_clip(model) -> None:
+    """Group norms of residual blocks and output over all frames; they are not told how many, so a wrapper notes it."""
+    net, parts = model.get_model_object("diffusion_model"), [1]
+
+    def note(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
+        parts[0] = len(transformer_options.get("cond_or_uncond", [0]))
+        return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+    def over_clip(norm, x):
+        return norm_over_clip(norm, x, x.shape[0] // parts[0])
+
+    names = [
+        f"{name}.{part}.0"
+        for name, m in net.named_modules()
+        if isinstance(m, ResBlock)
+        for part in ("in_layers", "out_layers")
+    ]
+    for name in [*names, "out.0"]:
+        forward = f"diffusion_model.{name}.forward"
+        model.add_object_patch(forward, partial(over_clip, model.get_model_object(forward)))
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, note)
+
+
+def new_layers(config: TuneConfig, seed: int) -> TunedLayers:
+    """Layers before their first step, float32, that gradients can reach although nodes run in inference mode."""
+    with torch.inference_mode(False):
+        return TunedLayers(config, comfy.ops.manual_cast, dtype=torch.float32).init_weights(seed)

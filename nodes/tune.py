@@ -1,0 +1,200 @@
+"""TuneAVideo and LoadTunedVideo: one clip teaches an image MODEL its motion (Tune-A-Video, arXiv 2212.11565)."""
+
+import os
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..vidcore import weights
+from ..vidcore.systems.tune_a_video import from_info, load_tuned, to_info
+from ..vidcore.systems.tune_a_video.checkpoint import same_base
+from .folders import TUNED
+from .guide import out_of_memory, still
+from .inflate import fingerprint, inflate, layers_patcher, new_layers, tune_config
+from .sample import check_latent
+from .tune_files import check_room, check_same_run, describe, free_path, prompt_text, tuned_folder
+from .tune_run import Run, check_clip, posterior, say
+
+NEW = "a new run"
+STATE = ".state.safetensors"
+NORMS = ["frame", "clip"]
+
+
+class TuneAVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        states = [name for name in folder_paths.get_filename_list(TUNED) if name.endswith(STATE)]
+        return io.Schema(
+            node_id="TuneAVideo",
+            display_name="Tune-A-Video",
+            category="video/training",
+            description="Teaches an image model the motion of one clip, so that another prompt gives another clip with that "
+            "motion. Saves what it learned as a file for Load Tuned Video.",
+            search_aliases=["one-shot tuning", "fine-tune video", "train motion", "video editing", "tune a video"],
+            inputs=[
+                io.Model.Input("model", tooltip="An image model with a U-Net: Stable Diffusion 1.5, 2.1, XL and the like."),
+                io.Vae.Input("vae", tooltip="The model's VAE."),
+                io.Image.Input("frames", tooltip="The clip, 2 frames or more."),
+                io.Conditioning.Input("positive", tooltip="What the clip shows, from CLIP Text Encode."),
+                io.Int.Input(
+                    "steps", default=500, min=1, max=100000,
+                    tooltip="Training steps, 300 to 500 in the paper; fewer for edits that change the style much.",
+                ),
+                io.Float.Input(
+                    "learning_rate", default=3e-5, min=1e-7, max=1e-1, step=1e-7, round=1e-8,
+                    tooltip="3e-5 in the paper; small models need more.",
+                ),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="The only source of randomness."),
+                io.String.Input(
+                    "name", default="tuned",
+                    tooltip=f"The file to write in models/{TUNED}; a number is added, so nothing is overwritten.",
+                ),
+                io.Combo.Input(
+                    "norm", options=NORMS, default=NORMS[0], optional=True, advanced=True,
+                    tooltip="frame: group norms see one frame, as in the image model. clip: they see all of them, as in "
+                    "Tune-A-Video's code.",
+                ),
+                io.Int.Input(
+                    "preview_every", default=100, min=0, max=100000, optional=True,
+                    tooltip="Steps between previews, each a short sampling of the clip; 0 for none.",
+                ),
+                io.Boolean.Input(
+                    "memory_saver", default=False, optional=True, advanced=True,
+                    tooltip="Keeps less for the way back through the model and computes it again: slower, less memory.",
+                ),
+                io.Combo.Input(
+                    "continue_from", options=[NEW, *states], default=NEW, optional=True, advanced=True,
+                    tooltip="A run that was cancelled, or kept its state: goes on up to `steps` exactly as if it had never "
+                    "stopped, with that run's seed and norm.",
+                ),
+                io.Boolean.Input(
+                    "keep_state", default=False, optional=True, advanced=True,
+                    tooltip="Also keeps what is needed to continue a finished run, three times as large as the file. A "
+                    "cancelled run always keeps it.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The tuned model; a batch of pictures is one clip for it."),
+                io.String.Output("tuned_name", tooltip=f"The file's name in models/{TUNED}."),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model, vae, frames, positive, steps, learning_rate, seed, name, norm=NORMS[0], preview_every=100,
+        memory_saver=False, continue_from=NEW, keep_state=False,
+    ) -> io.NodeOutput:  # fmt: skip
+        config = tune_config(model, norm)
+        check_clip(frames, vae)
+        state = None
+        if continue_from != NEW:
+            state = folder_paths.get_full_path_or_raise(TUNED, continue_from)
+            before = weights.read_info(state)
+            norm, seed = before.get("norm", norm), before.get("seed", seed)
+            config = tune_config(model, norm)
+        layers = new_layers(config, seed)
+        path = free_path(name)
+        check_room(path, 4 * sum(p.numel() * p.element_size() for p in layers.parameters()))
+        mean, deviation = posterior(vae, frames)
+        check_latent(model, mean)
+        base = fingerprint(model, config)
+        info = to_info(
+            config, base=type(model.model).__name__, prompt=prompt_text(cls.hidden.prompt, cls.hidden.unique_id),
+            frames=len(frames), size=[frames.shape[2], frames.shape[1]], learning_rate=learning_rate, seed=seed,
+        )  # fmt: skip
+        if state is not None:
+            check_same_run(before, info, continue_from)
+
+        patcher = layers_patcher(layers)
+        run = Run(model, layers, deviation, learning_rate, seed, steps, preview_every, memory_saver, cls.hidden.unique_id)
+        run.state = state
+
+        def save(with_state: bool) -> None:
+            with torch.inference_mode(False):
+                tensors = {f"layers.{k}": v for k, v in layers.state_dict().items()} | {"base": base}
+                weights.save(path, tensors, {**info, "steps": run.tuning.step, "loss": run.loss})
+                if with_state:
+                    run.tuning.save(path.with_suffix(STATE), info)
+
+        try:
+            comfy.sample.sample_custom(
+                inflate(still(model), patcher, training=True), torch.zeros_like(mean), 1.0, comfy.samplers.KSAMPLER(run),
+                torch.zeros(2), positive, [], mean, disable_pbar=True, seed=seed,
+            )  # fmt: skip
+        except comfy.model_management.InterruptProcessingException:
+            if run.tuning is not None and run.tuning.step:
+                save(with_state=True)
+                say(cls.hidden.unique_id, f"stopped after {run.tuning.step} steps, kept as {path.name}")
+            raise
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise torch.OutOfMemoryError(
+                f"{error}\nTuning keeps the model's activations for its gradient. Please turn memory_saver on, give fewer "
+                "frames, or use a smaller size."
+            ) from error
+        save(keep_state)
+        return io.NodeOutput(inflate(model, patcher), os.path.relpath(path, tuned_folder()))
+
+
+class LoadTunedVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="LoadTunedVideo",
+            display_name="Load Tuned Video",
+            category="video/loaders",
+            description="Gives an image model the motion that Tune-A-Video learned from a clip.",
+            search_aliases=["tune-a-video", "tuned model", "load motion"],
+            inputs=[
+                io.Model.Input("model", tooltip="The image model that was tuned, with LoRAs or without."),
+                io.Combo.Input(
+                    "tuned_name",
+                    options=[name for name in folder_paths.get_filename_list(TUNED) if not name.endswith(STATE)],
+                    tooltip=f"A file in models/{TUNED}, from Tune-A-Video.",
+                ),
+                io.Float.Input(
+                    "strength", default=1.0, min=0.0, max=2.0, step=0.01, optional=True,
+                    tooltip="How much of what was learned; 0 leaves sparse-causal attention alone.",
+                ),
+                io.Boolean.Input(
+                    "other_base", default=False, optional=True, advanced=True,
+                    tooltip="Allows another image model of the same layout than the one that was tuned.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The tuned model; a batch of pictures is one clip for it.")],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, tuned_name) -> bool | str:
+        path = folder_paths.get_full_path(TUNED, tuned_name)
+        if path is None:
+            return f"no tuned clip {tuned_name!r} in models/{TUNED}"
+        try:
+            from_info(weights.read_info(path))
+        except weights.WeightsError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, model, tuned_name, strength=1.0, other_base=False) -> io.NodeOutput:
+        layers, base, info = load_tuned(folder_paths.get_full_path_or_raise(TUNED, tuned_name))
+        config = tune_config(model, layers.config.norm)
+        if config.blocks != layers.config.blocks:
+            raise ValueError(
+                f"{tuned_name} was tuned on a {info.get('base', 'model')} with {describe(layers.config)}; this is a "
+                f"{type(model.model).__name__} with {describe(config)}. Please load the image model that it was tuned on."
+            )
+        if not other_base and not same_base(base, fingerprint(model, config)):
+            raise ValueError(
+                f"{tuned_name} was tuned on another {info.get('base', 'model')} than this one: their weights differ. "
+                "Please load the image model that it was tuned on, or allow other_base."
+            )
+        placed = new_layers(config, 0)
+        weights.load_into(placed, layers.state_dict(), "tuned")
+        return io.NodeOutput(inflate(model, layers_patcher(placed.requires_grad_(False)), strength))

@@ -1,0 +1,64 @@
+"""The files of tuned clips: where they are written, and whether one fits."""
+
+import os
+import shutil
+from pathlib import Path
+
+import folder_paths
+
+from .folders import TUNED
+
+
+def tuned_folder() -> str:
+    return folder_paths.get_folder_paths(TUNED)[0]
+
+
+def free_path(name: str) -> Path:
+    """A file of this name and a number that is not taken. Raises ValueError if it would lie outside the folder."""
+    folder = tuned_folder()
+    os.makedirs(folder, exist_ok=True)
+    try:
+        folder, name, number, _, _ = folder_paths.get_save_image_path(name.strip() or "tuned", folder)
+    except Exception as error:
+        raise ValueError(f"the name {name!r} does not lie inside models/{TUNED}; please give a plain name") from error
+    return Path(folder) / f"{name}_{number:05}.safetensors"
+
+
+def check_room(path: Path, needed: int) -> None:
+    """Raises OSError if the disk is too full for a run's files."""
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise OSError(
+            f"tuning needs up to {needed / 2**20:.0f} MiB in models/{TUNED} and the disk has {free / 2**20:.0f} MiB left. "
+            "Please free some space first."
+        )
+
+
+def check_same_run(before: dict, now: dict, name: str) -> None:
+    """Raises ValueError if a saved state belongs to another clip or model than the inputs."""
+    for key, what in (("blocks", "model"), ("base", "model"), ("frames", "number of frames"), ("size", "frame size")):
+        if before.get(key) != now[key]:
+            both = "" if key == "blocks" else f": {before.get(key)}, not {now[key]}"
+            raise ValueError(
+                f"{name} was begun with another {what}{both}. Please give the same clip and model, or begin a new run."
+            )
+
+
+def describe(config) -> str:
+    widths = ", ".join(str(w) for w in sorted({block.width for block in config.blocks}))
+    return f"{len(config.blocks)} transformer blocks of widths {widths}"
+
+
+def prompt_text(graph: dict | None, node: str | None) -> str:
+    """The text behind the node's positive input, for the file's record: the first one upstream, or nothing."""
+    waiting, seen = [(graph or {}).get(node, {}).get("inputs", {}).get("positive")], set()
+    while waiting:
+        link = waiting.pop(0)
+        if not isinstance(link, list) or link[0] in seen:
+            continue
+        seen.add(link[0])
+        inputs = graph.get(link[0], {}).get("inputs", {})
+        if isinstance(inputs.get("text"), str):
+            return inputs["text"]
+        waiting.extend(inputs.values())
+    return ""

@@ -1,0 +1,130 @@
+"""One run of Tune-A-Video on a host MODEL, and the clip that it runs on."""
+
+import comfy.model_management
+import comfy.model_sampling
+import comfy.utils
+import latent_preview
+import torch
+from comfy.ldm.models.autoencoder import DiagonalGaussianRegularizer
+from PIL import Image
+from server import PromptServer
+
+from ..vidcore.sample import ddim_step
+from ..vidcore.sample import sample as walk
+from ..vidcore.systems.tune_a_video import Tuning
+from .gradient import checkpointed, gradients
+from .samplers import PAPER_SCHEDULE, make_sigmas, walker
+
+PREVIEW_STEPS = 12
+
+
+def check_clip(frames: torch.Tensor, vae) -> None:
+    """Raises ValueError for what cannot be tuned on: a single frame, sizes that the VAE would cut, numbers that are none."""
+    if len(frames) < 2:
+        raise ValueError("Tune-A-Video needs a clip of 2 frames or more, and got one. For one picture, train a LoRA.")
+    height, width = frames.shape[1:3]
+    stride = vae.spacial_compression_encode()
+    if height % stride or width % stride:
+        raise ValueError(
+            f"the frames are {width}x{height}, and this VAE takes multiples of {stride}. Please resize or crop them, to "
+            f"{width // stride * stride}x{height // stride * stride} for example."
+        )
+    if not torch.isfinite(frames).all():
+        raise ValueError("the frames hold NaN or infinite numbers; please check the node that made them")
+
+
+def posterior(vae, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the frames' latents, in the model's space; zero where a VAE has no deviation."""
+    moments = []
+    hook = None
+    regulariser = getattr(vae.first_stage_model, "regularization", None)
+    if isinstance(regulariser, DiagonalGaussianRegularizer):
+        hook = regulariser.register_forward_pre_hook(lambda _, inputs: moments.append(inputs[0].float().cpu()))
+    try:
+        mean = vae.encode(frames[..., :3])
+    finally:
+        if hook is not None:
+            hook.remove()
+    found = torch.cat(moments) if moments else None
+    if found is None or found.shape != (mean.shape[0], 2 * mean.shape[1], *mean.shape[2:]):  # none, or encoded in tiles
+        return mean, torch.zeros_like(mean)
+    return mean, (found.chunk(2, dim=1)[1].clamp(-30, 20) / 2).exp().to(mean)
+
+
+class Run:
+    """The tuning loop under the host's calling convention for samplers, so that the host prepares text and ControlNets."""
+
+    def __init__(self, model, layers, deviation, learning_rate, seed, steps, preview_every, memory_saver, node):
+        self.model, self.layers, self.deviation = model, layers, deviation
+        self.learning_rate, self.seed, self.steps = learning_rate, seed, steps
+        self.preview_every, self.memory_saver, self.node = preview_every, memory_saver, node
+        self.tuning: Tuning | None = None
+        self.state: str | None = None
+        self.loss = float("nan")
+        self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def __call__(self, model, x, sigmas, extra_args=None, callback=None, disable=None):
+        guider, base = model.inner_model, model.inner_model.inner_model
+        others = [part.model for part in guider.loaded_models if part.model is not self.layers]
+        sampling, bar = base.model_sampling, comfy.utils.ProgressBar(self.steps)
+        with gradients([base, *others]):
+            half = base.get_dtype_inference() == torch.float16
+            self.tuning = Tuning(self.layers, self.learning_rate, self.seed, half)
+            if self.state is not None:
+                self.tuning.resume(self.state)
+            # x is the clip itself, in the model's space: sigma is 0. All of training's noise levels are alike.
+            zero = torch.zeros_like(self.deviation)
+            deviation = (base.process_latent_in(self.deviation) - base.process_latent_in(zero)).clone().to(x)
+            mean = x.clone()
+            denoise, levels, scales = walker(model, mean, sampling.sigmas.clone().to(x), extra_args)
+            while self.tuning.step < self.steps:
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                with checkpointed(base.diffusion_model) if self.memory_saver else torch.enable_grad():
+                    self.loss = self.tuning.advance(denoise, prediction(sampling), mean, deviation, levels)
+                done, preview = self.tuning.step, None
+                if self.preview_every and self.previewer and (done % self.preview_every == 0 or done == self.steps):
+                    preview = self.preview(model, mean, extra_args)
+                bar.update_absolute(done, self.steps, preview)
+                say(self.node, f"step {done} of {self.steps}, loss {self.loss:.4f}")
+        return x
+
+    @torch.no_grad()
+    def preview(self, model, mean, extra_args):
+        """The clip as the model makes it now from noise of the seed: all frames in one picture."""
+        sigmas = make_sigmas(model.inner_model.inner_model.model_sampling, PAPER_SCHEDULE, "ddim", PREVIEW_STEPS).to(mean)
+        denoise, levels, scales = walker(model, mean, sigmas, extra_args)
+        noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(self.seed % 2**63)).to(mean)
+
+        def go_on(i, x0, z):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+
+        made = walk(denoise, levels[0].sigma * noise, levels, ddim_step, callback=go_on)
+        return (
+            "JPEG",
+            contact_sheet([self.previewer.decode_latent_to_preview(made[i : i + 1]) for i in range(len(made))]),
+            None,
+        )
+
+
+def prediction(sampling) -> str:
+    """What a host model's network predicts, in the core's terms; a flow's velocity is weighted as v is."""
+    kinds = comfy.model_sampling
+    if isinstance(sampling, kinds.X0):
+        return "x0"
+    return "v" if isinstance(sampling, (kinds.CONST, kinds.V_PREDICTION)) else "eps"
+
+
+def contact_sheet(pictures: list[Image.Image]) -> Image.Image:
+    """Pictures of one size beside and below one another, in reading order."""
+    columns = int(len(pictures) ** 0.5 + 0.999)
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height))
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i % columns * width, i // columns * height))
+    return sheet
+
+
+def say(node: str, text: str) -> None:
+    """Show a line of text on the node, where there is a page that shows it."""
+    if node and PromptServer.instance is not None:
+        PromptServer.instance.send_progress_text(text, node)
