@@ -14,7 +14,6 @@ import sys
 import time
 from pathlib import Path
 
-import tomllib
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -25,7 +24,7 @@ from vidcore.schedule import CosineSchedule, alpha_sigma, expand_as
 from vidcore.systems.image import ImageConfig, to_info, unet_arguments
 from vidcore.systems.vdm.checkpoint import load_vdm, to_tensors
 from vidcore.text import Vocabulary
-from vidcore.train.config import Phase
+from vidcore.train.config import Phase, tomllib
 from vidcore.train.data import shapes_batch
 from vidcore.train.loop import step_generator
 from vidcore.train.state import EMA, load_state, save_state
@@ -72,7 +71,8 @@ def image_loss(net, config: ImageConfig, x, context, generator, drop_context: fl
     return ((output - x).square() * (1 / sigma**2).clamp(max=MAX_X0_WEIGHT)).mean()
 
 
-def train(comfyui: Path, recipe: dict, root: Path) -> None:
+def train(comfyui: Path, recipe: dict, root: Path, stop_after: int | None = None) -> None:
+    """Run a recipe, resuming where an earlier run of it stopped; ``stop_after`` so many steps in total."""
     config, phases = ImageConfig(**recipe["model"]), [Phase(**phase) for phase in recipe["phase"]]
     output, seed = root / recipe["output"], recipe["seed"]
     torch.manual_seed(seed)
@@ -84,11 +84,12 @@ def train(comfyui: Path, recipe: dict, root: Path) -> None:
     ema = EMA(net, recipe["ema"])
     optimiser = torch.optim.AdamW(net.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     state, total = output.with_suffix(".state"), sum(phase.steps for phase in phases)
+    last = min(stop_after or total, total)
     done = load_state(state, net, ema, optimiser)["step"] if state.exists() else 0
     if not done:
         print(f"{sum(p.numel() for p in net.parameters()):,} parameters", flush=True)
     started, first, running = time.monotonic(), done, None
-    for step in range(done, total):
+    for step in range(done, last):
         before, phase = 0, phases[0]
         for phase in phases:
             if step < before + phase.steps:
@@ -116,7 +117,7 @@ def train(comfyui: Path, recipe: dict, root: Path) -> None:
             print(f"step {step + 1}/{total}  loss {running:.4f}  lr {lr:.2g}  {pace:.2f} s/step", flush=True)
             with open(output.with_suffix(".curve.jsonl"), "a", encoding="utf-8") as curve:
                 curve.write(json.dumps({"step": step + 1, "loss": round(running, 5), "lr": lr}) + "\n")
-        if (step + 1) % 200 == 0 or step + 1 == total:
+        if (step + 1) % 200 == 0 or step + 1 == last:
             save_state(state, net, ema, optimiser, {"system": "training", "step": step + 1})
             average = nn.Module()
             average.state_dict = lambda: ema.average
@@ -127,7 +128,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comfyui", type=Path)
     parser.add_argument("recipe", type=Path)
+    parser.add_argument("--stop-after", type=int, help="stop and save once this many steps are done in total")
     arguments = parser.parse_args()
     sys.argv[1:] = []  # the host reads them too
     with open(arguments.recipe, "rb") as file:
-        train(arguments.comfyui, tomllib.load(file), Path("."))
+        train(arguments.comfyui, tomllib.load(file), Path("."), arguments.stop_after)

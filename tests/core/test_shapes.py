@@ -50,6 +50,18 @@ def test_sizes_can_be_chosen_without_changing_the_rest():
     assert {s.things[0].size for s in scenes(50)} == {"small", "", "large"}
 
 
+def test_motions_can_be_chosen_and_are_ones_that_can_be_seen():
+    turning = [s.things[0] for s in scenes(100, motions=("rotate",))]
+    assert {t.motion for t in turning} == {"rotate"} and {t.shape for t in turning} == {
+        "square",
+        "triangle",
+        "star",
+        "cross",
+    }
+    pairs = [t.motion for s in scenes(50, two=1.0, motions=("left", "up", "bounce")) for t in s.things]
+    assert set(pairs) == {"up", "bounce"}  # to the left would leave its half
+
+
 def test_held_out_combinations_never_appear_in_training():
     def combinations(many):
         return {(t.shape, t.colour, t.motion, s.background) for s in many for t in s.things}

@@ -181,6 +181,7 @@ def test_learning_rate_warms_up_and_falls(tmp_path):
         ("steps = 3", "steps = 0", "at least 1"),
         ("lr = 2e-3", "lr = -1.0", "must not be negative"),
         ("two = 0.5", 'sizes = ["huge"]', "phase 2.sizes must be some of"),
+        ("two = 0.5", 'motions = ["jump"]', "phase 2.motions must be some of"),
         ("two = 0.5", "turns = [{frames = 9}]", "phase 2, turn 1.frames must be at most"),
         ("two = 0.5", "turns = 3", "phase 2.turns must be a list"),
         ("[model]", "[model", "not valid TOML"),

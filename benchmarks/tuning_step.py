@@ -1,0 +1,172 @@
+"""A step of Tune-A-Video beside a training step of diffusers' UNetMotionModel: ``PYTHON benchmarks/tuning_step.py COMFYUI``.
+
+Run it with the Python of the ComfyUI in the folder COMFYUI, with diffusers beside it (``--peers``: a folder made by
+``pip install --target FOLDER --no-deps diffusers``, or the site-packages of an environment that has it). Both nets have the
+sizes of Stable Diffusion 1.5 with random weights. Ours trains the queries and the temporal attention of the host's own
+U-Net as the node does, with the memory saver and without; diffusers' trains its motion modules, by AdamW as well. The
+arithmetic of a step is counted, and its share of the fastest matrix product that the machine showed is printed.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import torch  # noqa: E402
+from common import record, take_turns, timed  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+LEVEL = (0.6, 0.8)  # alpha and sigma of the step
+
+
+def import_pack(comfyui: str, device: str):
+    """This repository as the host would import it."""
+    sys.path.insert(0, comfyui)
+    sys.argv[1:] = [] if device == "cuda" else ["--cpu"]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    place = HERE.parent
+    spec = importlib.util.spec_from_file_location(
+        "vidcore_pack", place / "__init__.py", submodule_search_locations=[str(place)]
+    )
+    sys.modules["vidcore_pack"] = importlib.util.module_from_spec(spec)
+    return importlib.import_module("vidcore_pack.nodes.inflate")
+
+
+def tune_a_video(arguments, memory_saver: bool):
+    """The work of one step, and how much trains."""
+    inflate = import_pack(arguments.comfyui, arguments.device)
+    import comfy.model_patcher
+    import comfy.supported_models
+    from vidcore_pack.nodes.gradient import checkpointed, gradients
+    from vidcore_pack.vidcore.sample import Level
+    from vidcore_pack.vidcore.systems.tune_a_video import Tuning
+
+    sizes = {
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2, 2],
+        "channel_mult": [1, 2, 4, 4], "num_heads": 8, "use_spatial_transformer": True, "context_dim": 768, "legacy": False,
+        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1, "adm_in_channels": None,
+        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "use_linear_in_transformer": False,
+        "dtype": torch.float32,
+    }  # fmt: skip
+    support = comfy.supported_models.SD15(sizes)
+    support.set_inference_dtype(torch.float32, None)
+    base = support.get_model({}, device=arguments.device)
+    for parameter in base.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    model = comfy.model_patcher.ModelPatcher(base, torch.device(arguments.device), torch.device("cpu"))
+    layers = inflate.new_layers(inflate.tune_config(model), 0).to(arguments.device)
+    model = inflate.inflate(model, inflate.layers_patcher(layers), training=True)
+    model.patch_model(device_to=None)
+    tuning = Tuning(layers, 3e-5, 0)
+    clip = torch.randn(arguments.frames, 4, arguments.side, arguments.side, device=arguments.device)
+    text = torch.randn(1, 77, 768, device=arguments.device).expand(arguments.frames, -1, -1)
+    options = {**model.model_options["transformer_options"], "cond_or_uncond": [0]}
+    sigma = torch.full((arguments.frames,), LEVEL[1] / LEVEL[0], device=arguments.device)
+
+    def denoise(z, i):
+        return base.apply_model(z / LEVEL[0], sigma, c_crossattn=text, transformer_options=dict(options))
+
+    def work():
+        with gradients([base]):
+            if memory_saver:
+                with checkpointed(base.diffusion_model):
+                    tuning.advance(denoise, "eps", clip, 0.0, [Level(*LEVEL)])
+            else:
+                tuning.advance(denoise, "eps", clip, 0.0, [Level(*LEVEL)])
+
+    return work, base, layers
+
+
+def motion_modules(arguments):
+    """The same of diffusers."""
+    sys.path.append(arguments.peers)
+    from diffusers import UNetMotionModel
+
+    net = UNetMotionModel(cross_attention_dim=768, attention_head_dim=8, motion_num_attention_heads=8).to(arguments.device)
+    net.requires_grad_(False)
+    motion = torch.nn.ModuleList(m for name, m in net.named_modules() if name.rsplit(".", 1)[-1] == "motion_modules")
+    motion.requires_grad_(True)
+    optimiser = torch.optim.AdamW(motion.parameters(), lr=1e-4)
+    clip = torch.randn(1, 4, arguments.frames, arguments.side, arguments.side, device=arguments.device)
+    text = torch.randn(1, 77, 768, device=arguments.device)
+
+    def work():
+        noise = torch.randn_like(clip)
+        out = net(LEVEL[0] * clip + LEVEL[1] * noise, 500, text).sample
+        optimiser.zero_grad(set_to_none=True)
+        (out - noise).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(motion.parameters(), 1.0)
+        optimiser.step()
+
+    return work, net, motion
+
+
+WAYS = {
+    "vidcore": lambda arguments: tune_a_video(arguments, False),
+    "vidcore, memory saver": lambda arguments: tune_a_video(arguments, True),
+    "diffusers UNetMotionModel": motion_modules,
+}
+TASKS = ("training step",)
+
+
+def fastest_product(device: str) -> float:
+    """Operations per second of the fastest float32 matrix product of a few."""
+    best = 0.0
+    for size in (1024, 2048, 4096):
+        a, b = (torch.randn(size, size, device=device) for _ in range(2))
+        for _ in range(4):
+            started = time.perf_counter()
+            a @ b
+            if device == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+def measure(name: str, arguments) -> dict:
+    torch.manual_seed(0)
+    peak = fastest_product(arguments.device)
+    work, net, trained = WAYS[name](arguments)
+    found = timed(work, arguments.repeats, arguments.device)
+    with FlopCounterMode(display=False) as counter:
+        work()
+    count = lambda module: round(sum(p.numel() for p in module.parameters()) / 1e6, 1)  # noqa: E731
+    done = counter.get_total_flops()
+    return {
+        **found,
+        "million_parameters": round(count(net) + (0 if name.startswith("diffusers") else count(trained)), 1),
+        "million_trained": count(trained),
+        "gigaflop": round(done / 1e9),
+        "share_of_matrix_peak": round(done / found["seconds"] / peak, 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comfyui", help="folder of a ComfyUI")
+    parser.add_argument("--peers", default="", help="folder with diffusers")
+    parser.add_argument("--frames", type=int, default=4)
+    parser.add_argument("--side", type=int, default=16, help="height and width in latent pixels; 64 for 512x512 pictures")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(measure(arguments.worker, arguments)))
+        return
+    results = take_turns(arguments.rounds, TASKS, list(WAYS))
+    arguments.comfyui, arguments.peers = Path(arguments.comfyui).name, ""
+    print(record(arguments, ["torch"], results))
+
+
+if __name__ == "__main__":
+    main()
