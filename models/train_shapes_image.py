@@ -14,16 +14,21 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from vidcore import weights
+from vidcore.data.shapes import caption, random_scene
 from vidcore.denoise import MAX_X0_WEIGHT
+from vidcore.guide.cfg import with_cfg
+from vidcore.metrics.tracker import agreement
+from vidcore.sample import ddim_step, sample_clip
 from vidcore.schedule import CosineSchedule, alpha_sigma, expand_as
-from vidcore.systems.image import ImageConfig, to_info, unet_arguments
+from vidcore.systems.image import ImageConfig, from_info, to_info, unet_arguments
 from vidcore.systems.vdm.checkpoint import load_vdm, to_tensors
-from vidcore.text import Vocabulary
+from vidcore.text import TextEncoder, Vocabulary
 from vidcore.train.config import Phase, tomllib
 from vidcore.train.data import shapes_batch
 from vidcore.train.loop import step_generator
@@ -40,15 +45,25 @@ class Operations:
         return nn.Conv2d(*args, **kwargs)
 
 
+def attention(q, k, v, *args, **kwargs):
+    """PyTorch's, in float32 on CPUs, where its way back is several times slower in bfloat16."""
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, *args, **kwargs)
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), *args, **kwargs).to(q.dtype)
+
+
 def build(comfyui: Path, config: ImageConfig) -> nn.Module:
     """The host's U-Net with fresh weights; residual branches and the output start at zero, as its authors train it."""
     sys.path.insert(0, str(comfyui))
     from comfy.cli_args import args
 
     args.cpu, args.use_pytorch_cross_attention = not torch.cuda.is_available(), True
+    import comfy.ops
     from comfy.ldm.modules.attention import SpatialTransformer
     from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 
+    comfy.ops.scaled_dot_product_attention = attention
     net = UNetModel(**unet_arguments(config), operations=Operations)
     last = [net.out[-1]]
     last += [m.out_layers[-1] for m in net.modules() if isinstance(m, ResBlock)]
@@ -124,12 +139,45 @@ def train(comfyui: Path, recipe: dict, root: Path, stop_after: int | None = None
             weights.save(output, to_tensors(average, text), to_info(config, text.config, seed=seed, steps=step + 1))
 
 
+@torch.no_grad()
+def score(comfyui: Path, recipe: dict, root: Path, prompts: int, seed: int = 2024, batch: int = 20) -> dict:
+    """The share of pictures that show what their prompts say; the combinations were kept from training. 20 DDIM steps."""
+    tensors, info = weights.load(root / recipe["output"])
+    config, words = from_info(info)
+    net, text = build(comfyui, config), TextEncoder(words)
+    weights.load_into(net, weights.part(tensors, "net."), "network")
+    weights.load_into(text, weights.part(tensors, "text."), "text encoder")
+    net.eval(), text.eval()
+    rng, vocabulary, marks = np.random.default_rng(seed), Vocabulary(words.words, words.length), []
+
+    def denoise(z, t, context):
+        return F.pixel_shuffle(net(F.pixel_unshuffle(z, config.patch), 1000 * t.float(), context), config.patch)
+
+    schedule = CosineSchedule(config.log_snr_min, config.log_snr_max)
+    for number in range(0, prompts, batch):
+        asked = [random_scene(rng, held_out=True) for _ in range(min(batch, prompts - number))]
+        context = text(torch.tensor([vocabulary.encode(caption(scene)) for scene in asked]))
+        shape = (len(asked), 3, 32, 32)
+        made = sample_clip(with_cfg(denoise, 3.0), schedule, shape, 20, ddim_step, number // batch, context=context)
+        for picture, scene in zip((made.clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1).numpy(), asked):
+            found = agreement(picture[None], scene)
+            marks.append([found[key] for key in ("background", "count", "colour", "shape")])
+        print(f"{number + len(asked)}/{prompts}", flush=True)
+    shares = np.mean(marks, axis=0).tolist() + [float(np.mean(np.all(marks, axis=1)))]
+    return dict(zip(("background", "one thing", "colour", "shape", "everything"), shares))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comfyui", type=Path)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--stop-after", type=int, help="stop and save once this many steps are done in total")
+    parser.add_argument("--score", type=int, metavar="PROMPTS", help="judge the trained model on so many prompts instead")
     arguments = parser.parse_args()
     sys.argv[1:] = []  # the host reads them too
     with open(arguments.recipe, "rb") as file:
-        train(arguments.comfyui, tomllib.load(file), Path("."), arguments.stop_after)
+        recipe = tomllib.load(file)
+    if arguments.score:
+        print(json.dumps(score(arguments.comfyui, recipe, Path("."), arguments.score)))
+    else:
+        train(arguments.comfyui, recipe, Path("."), arguments.stop_after)

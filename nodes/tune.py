@@ -48,7 +48,10 @@ class TuneAVideo(io.ComfyNode):
                     "learning_rate", default=3e-5, min=1e-7, max=1e-1, step=1e-7, round=1e-8,
                     tooltip="3e-5 in the paper; small models need more.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip="The only source of randomness."),
+                io.Int.Input(  # a new seed after each run would tune anew each time
+                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
+                    tooltip="The only source of randomness.",
+                ),
                 io.String.Input(
                     "name", default="tuned",
                     tooltip=f"The file to write in models/{TUNED}; a number is added, so nothing is overwritten.",

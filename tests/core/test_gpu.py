@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from tests.core.test_train import RECIPE, recipe
+from vidcore.systems.tune_a_video import Tuning
 from vidcore.systems.vdm import UNet3D, VDMConfig
 from vidcore.train.loop import train
 
@@ -36,3 +37,14 @@ def test_training_on_the_gpu_follows_the_cpu_and_resumes(tmp_path):
         train(recipe(folder, text), folder, stop_after=4, report=quiet, device=device)
         losses[device] = train(recipe(folder, text), folder, report=quiet, device=device, workers=2)
     assert abs(losses["cuda"] - losses["cpu"]) < 0.02 * losses["cpu"]
+
+
+def test_tuning_on_the_gpu_follows_the_cpu():
+    from tests.core.test_tune_a_video import CLIP, LEVELS, Inflated, start_tuning
+
+    losses = {}
+    for device in ("cpu", "cuda"):
+        layers = start_tuning()[0].layers.to(device)
+        tuning, net = Tuning(layers, 3e-3, 3), Inflated(layers).to(device)
+        losses[device] = [tuning.advance(net, "v", CLIP.to(device), 0.1, LEVELS) for _ in range(10)]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.02)

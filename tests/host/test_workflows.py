@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import start
 from vidcore.data.shapes import Scene, Thing
@@ -133,3 +134,38 @@ def test_sd15_enlarge_video_runs_on_that_layout(server, tools, output):
         )  # fmt: skip
     info = probe(path)
     assert (info.frames, info.height, info.width) == (2, 64, 64)
+
+
+def test_tune_a_video_gives_another_thing_the_same_motion(server, tools, output):
+    made = render_all(server, tools, output, "tune_a_video")
+    before, after = (observe(clip_of(made[name])).things for name in ("tuned_given", "tuned"))
+    assert [t.colour for t in before] == ["red"] and [t.colour for t in after] == ["green"]
+    assert before[0].motion == after[0].motion == "left"
+    assert np.linalg.norm(before[0].path - after[0].path, axis=1).max() < 0.08
+    server.get("/object_info/LoadTunedVideo")
+    (path,) = (server.base / "models" / "tuned_video").glob("moves_left_*.safetensors")
+    path.unlink()
+
+
+def test_workflows_for_stable_diffusion_run_on_that_layout(server, tools, output):
+    """Random weights make no picture, but every wire and shape is real; at small sizes."""
+    write_video(server.base / "input" / "clip.mp4", torch.randint(0, 255, (3, 48, 64, 3), dtype=torch.uint8), 8)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(
+        server.base / "input" / "example.png"
+    )
+    with weights(server, "sd15_checkpoint", "checkpoints", "CheckpointLoaderSimple") as name:
+        made = render_all(
+            server, tools, output, "tune_a_video_sd15", f"Load Checkpoint.ckpt_name={name}", "16 frames.length=2",
+            "Upscale Image.width=64", "Upscale Image.height=64", "Tune-A-Video.steps=1", "Tune-A-Video.preview_every=0",
+            "DDIM Invert.steps=2", "DDIM Invert.method=ddim", "The edit.steps=2",
+        )  # fmt: skip
+        info = probe(made["tuned_sd15"])
+        assert (info.frames, info.height, info.width) == (2, 64, 64)
+        (path,) = (server.base / "models" / "tuned_video").glob("skiing_*.safetensors")
+        path.unlink()
+        made = render_all(
+            server, tools, output, "invert_any_model", f"Any model.ckpt_name={name}", "Upscale Image.width=64",
+            "Upscale Image.height=64", "DDIM Invert.steps=3", "DDIM Invert.start_at_step=1", "The edit.steps=3",
+            "The edit.start_at_step=1",
+        )  # fmt: skip
+    assert Image.open(made["inverted"]).size == (64, 64)
