@@ -62,7 +62,7 @@ def tune_a_video(arguments, memory_saver: bool):
         torch.nn.init.normal_(parameter, std=0.02)
     model = comfy.model_patcher.ModelPatcher(base, torch.device(arguments.device), torch.device("cpu"))
     layers = inflate.new_layers(inflate.tune_config(model), 0).to(arguments.device)
-    model = inflate.inflate(model, inflate.layers_patcher(layers), training=True)
+    model = inflate.inflate(model, inflate.layers_patcher(layers))
     model.patch_model(device_to=None)
     tuning = Tuning(layers, 3e-5, 0)
     clip = torch.randn(arguments.frames, 4, arguments.side, arguments.side, device=arguments.device)

@@ -1,5 +1,6 @@
 """Tune-A-Video's layers on the host's image models, by patching a MODEL: its own weights and modules stay as they are."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -58,28 +59,27 @@ def layers_patcher(layers: TunedLayers) -> comfy.model_patcher.ModelPatcher:
     )
 
 
-def inflate(model, patcher: comfy.model_patcher.ModelPatcher, strength: float = 1.0, training: bool = False):
+def inflate(model, patcher: comfy.model_patcher.ModelPatcher, strength: float = 1.0):
     """A clone of a MODEL whose batch is one clip: sparse-causal attention, changed queries, temporal attention.
 
     Args:
         model: an image MODEL with the blocks that the layers are made for.
         patcher: the `TunedLayers`, as `layers_patcher` gives them.
         strength: scales what tuning added; 0 leaves sparse-causal attention alone.
-        training: changes of W_Q act beside the weights, where gradients reach them, instead of as patches of the weights.
     """
     layers: TunedLayers = patcher.model
     model = model.clone()
     add_sparse_causal(model)
+
+    def wrap(place: str, kind, *arguments) -> None:
+        """Let ``kind`` stand around a module's forward, whatever stands there already."""
+        forward = f"diffusion_model.{place}.forward"
+        model.add_object_patch(forward, kind(model.get_model_object(forward), *arguments, strength))
+
     for block, tuned in zip(layers.config.blocks, layers.blocks, strict=True):
-        place = f"diffusion_model.{block.name}"
-        for name, change in (("attn1", tuned.self_query), ("attn2", tuned.text_query)):
-            if training:
-                forward = f"{place}.{name}.to_q.forward"
-                model.add_object_patch(forward, partial(added_query, model.get_model_object(forward), change))
-            else:
-                model.add_patches({f"{place}.{name}.to_q.weight": ("diff", (change.detach(),))}, strength)
-        forward = f"{place}.forward"
-        model.add_object_patch(forward, _Inflated(model.get_model_object(forward), tuned.temporal, strength))
+        wrap(f"{block.name}.attn1.to_q", _Query, tuned.self_query)
+        wrap(f"{block.name}.attn2.to_q", _Query, tuned.text_query)
+        wrap(block.name, _Block, tuned.temporal)
     if layers.config.norm == "clip":
         _norm_over_clip(model)
     model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), patcher])
@@ -87,10 +87,22 @@ def inflate(model, patcher: comfy.model_patcher.ModelPatcher, strength: float = 
 
 
 @dataclass(frozen=True)
-class _Inflated:
+class _Query:
+    """The forward of a query projection, its change added."""
+
+    project: Callable
+    change: torch.Tensor
+    strength: float
+
+    def __call__(self, tokens):
+        return added_query(self.project, self.change, tokens, self.strength)
+
+
+@dataclass(frozen=True)
+class _Block:
     """The forward of a transformer block, temporal attention last."""
 
-    block: object
+    block: Callable
     temporal: FrameAttention
     strength: float
 

@@ -126,7 +126,7 @@ class TuneAVideo(io.ComfyNode):
 
         try:
             comfy.sample.sample_custom(
-                inflate(still(model), patcher, training=True), torch.zeros_like(mean), 1.0, comfy.samplers.KSAMPLER(run),
+                inflate(still(model), patcher), torch.zeros_like(mean), 1.0, comfy.samplers.KSAMPLER(run),
                 torch.zeros(2), positive, [], mean, disable_pbar=True, seed=seed,
             )  # fmt: skip
         except comfy.model_management.InterruptProcessingException:
@@ -142,6 +142,7 @@ class TuneAVideo(io.ComfyNode):
                 "frames, or use a smaller size."
             ) from error
         save(keep_state)
+        layers.requires_grad_(False)
         return io.NodeOutput(inflate(model, patcher), os.path.relpath(path, tuned_folder()))
 
 

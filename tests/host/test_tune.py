@@ -165,6 +165,25 @@ def test_saving_memory_and_batching_change_nothing_that_matters(nodes, latents, 
     torch.testing.assert_close(found["13"], expected, atol=1e-3, rtol=1e-3)
 
 
+def test_stock_samplers_and_reconstruction_guidance_take_a_tuned_model(nodes, latents, folder):
+    nodes["9"] = tune()
+    sampled(nodes, "9", "10")
+    nodes["k"] = node(
+        "KSampler", model=["9", 0], positive=["2", 0], negative=["3", 0], latent_image=["4", 0],
+        seed=1, steps=4, cfg=3.0, sampler_name="euler", scheduler="sgm_uniform", denoise=1.0,
+    )  # fmt: skip
+    nodes["11"] = keep_latent("k", "latents/stock")
+    for number, weight in (("12", 0.0), ("13", 2.0)):
+        nodes[f"g{number}"] = node(
+            "ReconstructionGuide", model=["9", 0], kind="frames", latent=["f", 0], frames="0", weight=weight
+        )
+        sampled(nodes, f"g{number}", number)
+    nodes["f"] = node("LatentFromBatch", samples=["4", 0], batch_index=0, length=1)
+    found = latents(nodes)
+    assert apart(found["10"], found["11"]) < 0.01
+    assert apart(found["12"][1:], found["13"][1:]) > 1e-3  # guidance reaches the other frames through the tuned layers
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

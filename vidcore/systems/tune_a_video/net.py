@@ -10,12 +10,12 @@ from ...layers.frame_attention import FrameAttention
 from .config import TuneConfig
 
 
-def added_query(project: Callable[[Tensor], Tensor], change: Tensor, tokens: Tensor) -> Tensor:
-    """(W_Q + change) tokens, with W_Q inside ``project``, a linear layer without bias.
+def added_query(project: Callable[[Tensor], Tensor], change: Tensor, tokens: Tensor, strength: float = 1.0) -> Tensor:
+    """(W_Q + strength change) tokens, with W_Q inside ``project``, a linear layer without bias.
 
     The sum is taken after the products, so that a change far below the rounding of W_Q in half precision still counts.
     """
-    return project(tokens) + F.linear(tokens, change.to(tokens.dtype))
+    return project(tokens) + strength * F.linear(tokens, change.to(tokens))
 
 
 class TunedBlock(nn.Module):
