@@ -82,7 +82,7 @@ def prompt(protocol, name: str, source: Scene, edits: list[tuple[str, Scene]]) -
         ),
         "inverted": node(
             "DDIMInvert", model=["tuned", 0], positive=["empty", 0], latent_image=["clip", 0], method="fixed_point",
-            end_at_step=protocol.steps - protocol.skip, round_trip=False, **grid,
+            start_at_step=protocol.start_at_step, end_at_step=protocol.steps - protocol.skip, round_trip=False, **grid,
         ),
     }  # fmt: skip
     for number, (_, scene) in enumerate(edits):
@@ -91,7 +91,7 @@ def prompt(protocol, name: str, source: Scene, edits: list[tuple[str, Scene]]) -
             nodes[f"{way}{number}"] = node(
                 "SampleVideo", model=["tuned", 0], positive=[f"text{number}", 0], negative=["empty", 0],
                 latent_image=[latent, 0], seed=number, guidance_scale=protocol.guidance_scale, sampler="ddim",
-                add_noise=fresh, **grid,
+                add_noise=fresh, start_at_step=0 if fresh else protocol.start_at_step, **grid,
             )  # fmt: skip
             nodes[f"keep_{way}{number}"] = node("SaveLatent", samples=[f"{way}{number}", 0], filename_prefix="latents/edit")
     return nodes
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--norm", choices=("frame", "clip"), default="frame")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--skip", type=int, default=2, help="steps at the clean end that inversion begins above")
+    parser.add_argument("--start-at-step", type=int, default=0, help="steps at the noisy end that inversion leaves out")
     parser.add_argument("--guidance-scale", type=float, default=3.0)
     parser.add_argument("--keep", type=Path, help="file (.npz) for all clips, to look at")
     protocol = parser.parse_args()

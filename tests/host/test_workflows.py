@@ -141,7 +141,7 @@ def test_tune_a_video_gives_another_thing_the_same_motion(server, tools, output)
     before, after = (observe(clip_of(made[name])).things for name in ("tuned_given", "tuned"))
     assert [t.colour for t in before] == ["red"] and [t.colour for t in after] == ["green"]
     assert before[0].motion == after[0].motion == "left"
-    assert np.linalg.norm(before[0].path - after[0].path, axis=1).max() < 0.08
+    assert np.linalg.norm(before[0].path - after[0].path, axis=1).mean() < 0.06
     server.get("/object_info/LoadTunedVideo")
     (path,) = (server.base / "models" / "tuned_video").glob("moves_left_*.safetensors")
     path.unlink()
