@@ -81,8 +81,8 @@ def prompt(protocol, name: str, source: Scene, edits: list[tuple[str, Scene]]) -
             preview_every=0,
         ),
         "inverted": node(
-            "DDIMInvert", model=["tuned", 0], positive=["empty", 0], latent_image=["clip", 0], method="fixed_point",
-            start_at_step=protocol.start_at_step, end_at_step=protocol.steps - protocol.skip, round_trip=False, **grid,
+            "DDIMInvert", model=["tuned", 0], positive=[protocol.invert_with, 0], latent_image=["clip", 0],
+            method="fixed_point", start_at_step=protocol.start_at_step, end_at_step=protocol.steps - protocol.skip, round_trip=False, **grid,
         ),
     }  # fmt: skip
     for number, (_, scene) in enumerate(edits):
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--norm", choices=("frame", "clip"), default="frame")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--skip", type=int, default=2, help="steps at the clean end that inversion begins above")
+    parser.add_argument("--invert-with", choices=("empty", "source"), default="empty", help="the text for inversion")
     parser.add_argument("--start-at-step", type=int, default=0, help="steps at the noisy end that inversion leaves out")
     parser.add_argument("--guidance-scale", type=float, default=3.0)
     parser.add_argument("--keep", type=Path, help="file (.npz) for all clips, to look at")
