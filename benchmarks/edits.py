@@ -82,7 +82,8 @@ def prompt(protocol, name: str, source: Scene, edits: list[tuple[str, Scene]]) -
         ),
         "inverted": node(
             "DDIMInvert", model=["tuned", 0], positive=[protocol.invert_with, 0], latent_image=["clip", 0],
-            method="fixed_point", start_at_step=protocol.start_at_step, end_at_step=protocol.steps - protocol.skip, round_trip=False, **grid,
+            method="fixed_point", start_at_step=protocol.start_at_step, end_at_step=protocol.steps - protocol.skip,
+            round_trip=False, **grid,
         ),
     }  # fmt: skip
     for number, (_, scene) in enumerate(edits):
