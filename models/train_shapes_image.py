@@ -21,6 +21,7 @@ from torch import nn
 
 from vidcore import weights
 from vidcore.data.shapes import caption, random_scene
+from vidcore.data.shapes.scene import SIZES
 from vidcore.denoise import MAX_X0_WEIGHT
 from vidcore.guide.cfg import with_cfg
 from vidcore.metrics.tracker import agreement
@@ -140,7 +141,7 @@ def train(comfyui: Path, recipe: dict, root: Path, stop_after: int | None = None
 
 
 @torch.no_grad()
-def score(comfyui: Path, recipe: dict, root: Path, prompts: int, seed: int = 2024, batch: int = 20) -> dict:
+def score(comfyui: Path, recipe: dict, root: Path, prompts: int, sizes: tuple[str, ...], seed=2024, batch=20) -> dict:
     """The share of pictures that show what their prompts say; the combinations were kept from training. 20 DDIM steps."""
     tensors, info = weights.load(root / recipe["output"])
     config, words = from_info(info)
@@ -155,7 +156,7 @@ def score(comfyui: Path, recipe: dict, root: Path, prompts: int, seed: int = 202
 
     schedule = CosineSchedule(config.log_snr_min, config.log_snr_max)
     for number in range(0, prompts, batch):
-        asked = [random_scene(rng, held_out=True) for _ in range(min(batch, prompts - number))]
+        asked = [random_scene(rng, held_out=True, sizes=sizes) for _ in range(min(batch, prompts - number))]
         context = text(torch.tensor([vocabulary.encode(caption(scene)) for scene in asked]))
         shape = (len(asked), 3, 32, 32)
         made = sample_clip(with_cfg(denoise, 3.0), schedule, shape, 20, ddim_step, number // batch, context=context)
@@ -173,11 +174,13 @@ if __name__ == "__main__":
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--stop-after", type=int, help="stop and save once this many steps are done in total")
     parser.add_argument("--score", type=int, metavar="PROMPTS", help="judge the trained model on so many prompts instead")
+    parser.add_argument("--large", action="store_true", help="for --score: large things alone")
     arguments = parser.parse_args()
     sys.argv[1:] = []  # the host reads them too
     with open(arguments.recipe, "rb") as file:
         recipe = tomllib.load(file)
     if arguments.score:
-        print(json.dumps(score(arguments.comfyui, recipe, Path("."), arguments.score)))
+        sizes = ("large",) if arguments.large else tuple(SIZES)
+        print(json.dumps(score(arguments.comfyui, recipe, Path("."), arguments.score, sizes)))
     else:
         train(arguments.comfyui, recipe, Path("."), arguments.stop_after)
