@@ -98,6 +98,8 @@ class TuneAVideo(io.ComfyNode):
         if continue_from != NEW:
             state = folder_paths.get_full_path_or_raise(TUNED, continue_from)
             before = weights.read_info(state)
+            if before["step"] >= steps:
+                raise ValueError(f"{continue_from} has {before['step']} steps already; please ask for more than that in all")
             norm, seed = before.get("norm", norm), before.get("seed", seed)
             config = tune_config(model, norm)
         layers = new_layers(config, seed)
@@ -112,6 +114,11 @@ class TuneAVideo(io.ComfyNode):
         )  # fmt: skip
         if state is not None:
             check_same_run(before, info, continue_from)
+            if not same_base(torch.tensor(before["fingerprint"]), base):
+                raise ValueError(
+                    f"{continue_from} was begun on another {info['base']}: their weights differ. Please give the same "
+                    "model, or begin a new run."
+                )
 
         patcher = layers_patcher(layers)
         run = Run(model, layers, deviation, learning_rate, seed, steps, preview_every, memory_saver, cls.hidden.unique_id)
@@ -122,7 +129,7 @@ class TuneAVideo(io.ComfyNode):
                 tensors = {f"layers.{k}": v for k, v in layers.state_dict().items()} | {"base": base}
                 weights.save(path, tensors, {**info, "steps": run.tuning.step, "loss": run.loss})
                 if with_state:
-                    run.tuning.save(path.with_suffix(STATE), info)
+                    run.tuning.save(path.with_suffix(STATE), {**info, "fingerprint": base.tolist()})
 
         try:
             comfy.sample.sample_custom(

@@ -55,7 +55,7 @@ class Run:
     """The tuning loop under the host's calling convention for samplers, so that the host prepares text and ControlNets."""
 
     def __init__(self, model, layers, deviation, learning_rate, seed, steps, preview_every, memory_saver, node):
-        self.model, self.layers, self.deviation = model, layers, deviation
+        self.layers, self.deviation = layers, deviation
         self.learning_rate, self.seed, self.steps = learning_rate, seed, steps
         self.preview_every, self.memory_saver, self.node = preview_every, memory_saver, node
         self.tuning: Tuning | None = None
@@ -76,7 +76,7 @@ class Run:
             zero = torch.zeros_like(self.deviation)
             deviation = (base.process_latent_in(self.deviation) - base.process_latent_in(zero)).clone().to(x)
             mean = x.clone()
-            denoise, levels, scales = walker(model, mean, sampling.sigmas.clone().to(x), extra_args)
+            denoise, levels, _ = walker(model, mean, sampling.sigmas.clone().to(x), extra_args)
             while self.tuning.step < self.steps:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 with checkpointed(base.diffusion_model) if self.memory_saver else torch.enable_grad():
@@ -92,7 +92,7 @@ class Run:
     def preview(self, model, mean, extra_args):
         """The clip as the model makes it now from noise of the seed: all frames in one picture."""
         sigmas = make_sigmas(model.inner_model.inner_model.model_sampling, PAPER_SCHEDULE, "ddim", PREVIEW_STEPS).to(mean)
-        denoise, levels, scales = walker(model, mean, sigmas, extra_args)
+        denoise, levels, _ = walker(model, mean, sigmas, extra_args)
         noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(self.seed % 2**63)).to(mean)
 
         def go_on(i, x0, z):

@@ -118,7 +118,7 @@ def test_layers_before_their_first_step_are_sparse_causal_attention(nodes, laten
     assert apart(found["clip"], found["13"]) > 1e-3
 
 
-def test_a_continued_run_equals_one_that_never_stopped(nodes, run, folder):
+def test_a_continued_run_equals_one_that_never_stopped(nodes, run, server, folder):
     run({**nodes, "9": tune(steps=6, name="whole"), "10": node("PreviewAny", source=["9", 1])})
     run({**nodes, "9": tune(steps=2, name="part", keep_state=True), "10": node("PreviewAny", source=["9", 1])})
     state = "part_00001.state.safetensors"
@@ -129,6 +129,13 @@ def test_a_continued_run_equals_one_that_never_stopped(nodes, run, folder):
     ]  # fmt: skip
     whole, part = (load_file(folder / f"{name}.safetensors") for name in ("whole_00001", "part_00002"))
     assert all(torch.equal(whole[k], part[k]) for k in whole)
+    with pytest.raises(start.RunError, match="has 2 steps already"):
+        run({**nodes, "9": tune(**more | {"steps": 2}), "10": node("PreviewAny", source=["9", 1])})
+    tensors, info = weights.load(folder / state)
+    weights.save(folder / f"other_{state}", tensors, info | {"fingerprint": info["fingerprint"][::-1]})
+    server.get("/object_info/TuneAVideo")
+    with pytest.raises(start.RunError, match="was begun on another ImageModel: their weights differ"):
+        run({**nodes, "9": tune(**more | {"continue_from": f"other_{state}"}), "10": node("PreviewAny", source=["9", 1])})
     with pytest.raises(start.RunError, match=r"begun with another number of frames: 6, not 4"):
         few = node("ImageFromBatch", image=["5", 0], batch_index=0, length=4)
         run({**nodes, "6": few, "9": tune(frames=["6", 0], **more), "10": node("PreviewAny", source=["9", 1])})
