@@ -62,6 +62,11 @@ def test_motions_can_be_chosen_and_are_ones_that_can_be_seen():
     assert set(pairs) == {"up", "bounce"}  # to the left would leave its half
 
 
+def test_shapes_can_be_chosen():
+    assert {s.things[0].shape for s in scenes(50, shapes=("star", "cross"))} == {"star", "cross"}
+    assert {s.things[0].shape for s in scenes(50, shapes=("star", "ring"), motions=("rotate",))} == {"star"}
+
+
 def test_held_out_combinations_never_appear_in_training():
     def combinations(many):
         return {(t.shape, t.colour, t.motion, s.background) for s in many for t in s.things}

@@ -111,6 +111,18 @@ def test_starting_from_a_model_takes_its_weights(tmp_path):
     assert 0 < far < 5e-3  # one small step away
 
 
+def test_a_deeper_network_starts_from_a_model_as_the_same_function(tmp_path):
+    train(recipe(tmp_path), tmp_path, report=quiet)
+    again = RECIPE.replace('"out/tiny', '"out/more').replace("seed = 5", 'seed = 6\nstart_from = "out/tiny.safetensors"')
+    deeper = again.replace("blocks = 1", "blocks = 2").replace("steps = 3\n", "steps = 3\nlr = 1e-9\n")
+    train(recipe(tmp_path, deeper), tmp_path, stop_after=1, report=quiet)
+    (old, _), (new, _) = (load_vdm(tmp_path / "out" / f"{name}.safetensors") for name in ("tiny", "more"))
+    assert new.config.blocks == 2 and old.config.blocks == 1
+    z, log_snr = torch.randn(1, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.zeros(1)
+    with torch.no_grad():
+        torch.testing.assert_close(new(z, log_snr), old(z, log_snr), rtol=0, atol=1e-5)
+
+
 def test_clips_without_their_captions_teach_the_text_encoder_nothing(tmp_path):
     train(recipe(tmp_path), tmp_path, report=quiet)
     again = RECIPE.replace('"out/tiny', '"out/more').replace("seed = 5", 'seed = 6\nstart_from = "out/tiny.safetensors"')
@@ -182,6 +194,9 @@ def test_learning_rate_warms_up_and_falls(tmp_path):
         ("lr = 2e-3", "lr = -1.0", "must not be negative"),
         ("two = 0.5", 'sizes = ["huge"]', "phase 2.sizes must be some of"),
         ("two = 0.5", 'motions = ["jump"]', "phase 2.motions must be some of"),
+        ("two = 0.5", 'shapes = ["blob"]', "phase 2.shapes must be some of"),
+        ("two = 0.5", 'two = 0.5\nshapes = ["star"]', "phase 2: two things in a scene need two shapes"),
+        ("two = 0.5", 'shapes = ["ring"]\nmotions = ["rotate"]', "phase 2: none of the shapes"),
         ("two = 0.5", "turns = [{frames = 9}]", "phase 2, turn 1.frames must be at most"),
         ("two = 0.5", "turns = 3", "phase 2.turns must be a list"),
         ("[model]", "[model", "not valid TOML"),

@@ -10,6 +10,7 @@ from vidcore.layers.attention import TemporalAttention
 from vidcore.schedule import alpha_sigma, expand_as
 from vidcore.systems.vdm import CONFIGS, UNet3D, VDMConfig, vdm_loss
 from vidcore.systems.vdm.checkpoint import from_info, load_vdm, to_info, to_tensors
+from vidcore.systems.vdm.grow import grow
 from vidcore.text import TextConfig, TextEncoder
 
 
@@ -218,3 +219,34 @@ def test_time_power_moves_draws_from_low_noise_to_high():
         vdm_loss(Spy(), torch.zeros(4096, 3, 1, 2, 2), torch.Generator().manual_seed(0), time_power=power)
         assert float(asked[0].mean()) == pytest.approx(1 / (1 + power), abs=2e-3)
         assert float((asked[0] < 0.1).float().mean()) == pytest.approx(0.1 ** (1 / power), abs=2e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "larger", [{"blocks": 2}, {"blocks": 3}, {"attention_sizes": (8, 16)}, {"blocks": 2, "attention_sizes": (8, 16)}]
+)
+def test_a_grown_network_computes_the_same(larger):
+    net = make(multipliers=(1, 2, 2))
+    grown = grow(net, replace(net.config, **larger))
+    assert sum(p.numel() for p in grown.parameters()) > sum(p.numel() for p in net.parameters())
+    z, log_snr = batch()
+    context = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(grown(z, log_snr, context, images=1), net(z, log_snr, context, images=1), rtol=0, atol=1e-6)
+
+
+def test_what_was_grown_trains():
+    net = make()
+    grown = grow(net, replace(net.config, blocks=2, attention_sizes=(8, 16)))
+    optimiser = torch.optim.SGD(grown.parameters(), lr=0.1)
+    for step in range(2):  # the first moves the zeros, the second what lies before them
+        optimiser.zero_grad()
+        vdm_loss(grown, batch()[0], torch.Generator().manual_seed(step), torch.randn(2, 5, 16)).backward()
+        optimiser.step()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in grown.parameters() if p.ndim > 1)
+
+
+@pytest.mark.parametrize("other", [{"channels": 16}, {"blocks": 0}, {"attention_sizes": (16,)}])
+def test_a_network_grows_by_blocks_and_attention_alone(other):
+    net = make()
+    with pytest.raises(ValueError, match="grows by blocks and attention_sizes"):
+        grow(net, replace(net.config, **other))

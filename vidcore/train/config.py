@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data.shapes.scene import BACKGROUNDS, MOTIONS, SIZES
+from ..data.shapes.scene import BACKGROUNDS, MOTIONS, SHAPES, SIZES, visible_motions
 from ..systems.vdm import VDMConfig
 
 if sys.version_info >= (3, 11):
@@ -37,6 +37,7 @@ class Phase:
         sizes: sizes of things; the middle one is "".
         backgrounds: what may be behind them.
         motions: how they may move.
+        shapes: which there are; two in one scene are never the same.
         anywhere: probability that a clip whose motion repeats starts at any moment of it, as a clip that goes on does.
         turns: kinds of batch that successive steps take in turn; in a recipe, tables of the entries in which they differ.
     """
@@ -54,6 +55,7 @@ class Phase:
     sizes: tuple[str, ...] = tuple(SIZES)
     backgrounds: tuple[str, ...] = tuple(BACKGROUNDS)
     motions: tuple[str, ...] = MOTIONS
+    shapes: tuple[str, ...] = SHAPES
     anywhere: float = 0.0
     turns: tuple["Phase", ...] = ()
 
@@ -64,7 +66,8 @@ class TrainConfig:
 
     Args:
         output: the model file to write; the resumable state goes beside it, under a ``.state`` ending.
-        start_from: a model file whose weights to start from; empty for fresh ones.
+        start_from: a model file whose weights to start from; empty for fresh ones. Its network may have fewer ``blocks`` and
+            ``attention_sizes`` than this one (`vidcore.systems.vdm.grow`).
         seed: the only source of randomness.
         ema: decay of the averaged weights that are exported.
         warmup: steps over which the learning rate rises from zero.
@@ -143,10 +146,14 @@ def _phase(table: Any, where: str, model: VDMConfig) -> Phase:
         raise ConfigError(f"{where}.size must be a multiple of {model.stride}, got {phase.size}")
     if min(phase.steps, phase.batch, phase.frames) < 1:
         raise ConfigError(f"{where}: steps, batch and frames must be at least 1")
-    for name, known in (("sizes", SIZES), ("backgrounds", BACKGROUNDS), ("motions", MOTIONS)):
+    for name, known in (("sizes", SIZES), ("backgrounds", BACKGROUNDS), ("motions", MOTIONS), ("shapes", SHAPES)):
         given = list(getattr(phase, name))
         if not given or not set(given) <= set(known):
             raise ConfigError(f"{where}.{name} must be some of {list(known)}, got {given}")
+    if not any(visible_motions(shape, phase.motions) for shape in phase.shapes):
+        raise ConfigError(f"{where}: none of the shapes {list(phase.shapes)} shows any of the motions {list(phase.motions)}")
+    if phase.two and len(set(phase.shapes)) < 2:
+        raise ConfigError(f"{where}: two things in a scene need two shapes, got {list(phase.shapes)}")
     if phase.frames > model.longest:
         raise ConfigError(f"{where}.frames must be at most model.max_frames = {model.longest}, got {phase.frames}")
     kinds = (_phase({**table, **turn}, f"{where}, turn {i + 1}", model) for i, turn in enumerate(turns))

@@ -31,7 +31,7 @@ def shapes_batch(phase: Phase, vocabulary: Vocabulary, seed: int, step: int, ran
     rng = np.random.default_rng((seed, rank, step))
 
     def example(frames: int):
-        scene = random_scene(rng, phase.two, sizes=phase.sizes, backgrounds=phase.backgrounds, motions=phase.motions)
+        scene = random_scene(rng, phase.two, False, phase.sizes, phase.backgrounds, phase.motions, phase.shapes)
         # A picture shows a motion's caption at a random moment, a clip the whole motion.
         times = rng.random(1) if frames == 1 else np.linspace(0, 1, frames)
         if (

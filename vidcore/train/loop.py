@@ -13,6 +13,7 @@ from .. import weights
 from ..data.shapes import VOCABULARY
 from ..systems.vdm import UNet3D, vdm_loss
 from ..systems.vdm.checkpoint import load_vdm, to_info
+from ..systems.vdm.grow import grow
 from ..text import TextConfig, TextEncoder, Vocabulary
 from .config import TrainConfig
 from .data import batches
@@ -48,6 +49,7 @@ def train(
     Raises:
         FloatingPointError: if the loss is not finite; nothing after the last good save is kept.
         weights.WeightsError: if a file to resume or start from does not fit the recipe.
+        ValueError: if the network to start from cannot grow to be the recipe's.
     """
     output = root / config.output
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +62,8 @@ def train(
     module = nn.ModuleDict({"net": UNet3D(config.model).init_weights(), "text": TextEncoder(words)}).train()
     if config.start_from:
         net, text = load_vdm(root / config.start_from)
+        if (net.config.blocks, net.config.attention_sizes) != (config.model.blocks, config.model.attention_sizes):
+            net = grow(net, config.model)
         weights.load_into(module["net"], net.state_dict(), "network")
         weights.load_into(module["text"], text.state_dict(), "text encoder")
     device = torch.device(device)

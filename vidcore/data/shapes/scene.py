@@ -121,6 +121,7 @@ def random_scene(
     sizes: tuple[str, ...] = tuple(SIZES),
     backgrounds: tuple[str, ...] = tuple(BACKGROUNDS),
     motions: tuple[str, ...] = MOTIONS,
+    shapes: tuple[str, ...] = SHAPES,
 ) -> Scene:
     """A random scene.
 
@@ -131,11 +132,14 @@ def random_scene(
         sizes: which of `SIZES` a thing alone may have; of two things both are small.
         backgrounds: which of `BACKGROUNDS` there may be.
         motions: which of `MOTIONS` a thing may have; of two things only those that keep to a half of the frame.
+        shapes: which of `SHAPES` things may have; two things never have the same.
     """
     while True:
         background = str(rng.choice(list(backgrounds)))
         count = 2 if rng.random() < two else 1
-        things = tuple(_random_thing(rng, background, sizes, motions, slot if count == 2 else None) for slot in range(count))
+        things = tuple(
+            _random_thing(rng, background, sizes, motions, shapes, slot if count == 2 else None) for slot in range(count)
+        )
         unseen = [is_held_out(t.shape, t.colour, t.motion, background) for t in things]
         if count == 2 and (things[0].colour == things[1].colour or things[0].shape == things[1].shape):
             continue
@@ -147,20 +151,25 @@ def random_scene(
 _UPRIGHT = ("up", "down", "bounce", "rotate", "grow")
 
 
-def _can(shape: str, motions: tuple[str, ...]) -> list[str]:
+def visible_motions(shape: str, motions: tuple[str, ...]) -> list[str]:
     """The motions that can be seen on a shape."""
     return [m for m in motions if not (m == "rotate" and shape in _ROUND)]
 
 
 def _random_thing(
-    rng: np.random.Generator, background: str, sizes: tuple[str, ...], motions: tuple[str, ...], slot: int | None
+    rng: np.random.Generator,
+    background: str,
+    sizes: tuple[str, ...],
+    motions: tuple[str, ...],
+    shapes: tuple[str, ...],
+    slot: int | None,
 ) -> Thing:
     """A thing that fits its half (``slot`` 0 left, 1 right) or the whole frame (None), and contrasts with the background."""
     motions = tuple(m for m in motions if slot is None or m in _UPRIGHT)
-    shape = str(rng.choice([s for s in SHAPES if _can(s, motions)]))
+    shape = str(rng.choice([s for s in shapes if visible_motions(s, motions)]))
     behind = np.array(BACKGROUNDS[background])
     colour = str(rng.choice([c for c, rgb in COLOURS.items() if np.linalg.norm(np.array(rgb) - behind) > CONTRAST]))
-    motion = str(rng.choice(_can(shape, motions)))
+    motion = str(rng.choice(visible_motions(shape, motions)))
     size = str(rng.choice(list(sizes))) if slot is None else "small"
     path = {"bounce": (0, BOUNCE / 2), "orbit": (ORBIT, ORBIT)}.get(motion) or tuple(
         abs(d) * TRAVEL / 2 for d in DIRECTIONS.get(motion, (0, 0))
