@@ -1,10 +1,11 @@
-"""A step of Tune-A-Video beside a training step of diffusers' UNetMotionModel: ``PYTHON benchmarks/tuning_step.py COMFYUI``.
+"""Tune-A-Video's steps beside those of diffusers' UNetMotionModel: ``PYTHON benchmarks/tuning_step.py COMFYUI``.
 
 Run it with the Python of the ComfyUI in the folder COMFYUI, with diffusers beside it (``--peers``: a folder made by
 ``pip install --target FOLDER --no-deps diffusers``, or the site-packages of an environment that has it). Both nets have the
 sizes of Stable Diffusion 1.5 with random weights. Ours trains the queries and the temporal attention of the host's own
-U-Net as the node does, with the memory saver and without; diffusers' trains its motion modules, by AdamW as well. The
-arithmetic of a step is counted, and its share of the fastest matrix product that the machine showed is printed.
+U-Net as the node does, with the memory saver and without; diffusers' trains its motion modules, by AdamW as well. An edit
+is evaluations of the network alone, so one with and one without its caption is timed beside it. The arithmetic of a step is
+counted, and its share of the fastest matrix product that the machine showed is printed.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def import_pack(comfyui: str, device: str):
 
 
 def tune_a_video(arguments, memory_saver: bool):
-    """The work of one step, and how much trains."""
+    """The work of each task, the network, and what trains of it."""
     inflate = import_pack(arguments.comfyui, arguments.device)
     import comfy.model_patcher
     import comfy.supported_models
@@ -81,7 +82,12 @@ def tune_a_video(arguments, memory_saver: bool):
             else:
                 tuning.advance(denoise, "eps", clip, 0.0, [Level(*LEVEL)])
 
-    return work, base, layers
+    @torch.no_grad()
+    def edit():
+        two = {**options, "cond_or_uncond": [1, 0]}
+        base.apply_model(clip.repeat(2, 1, 1, 1), sigma.repeat(2), c_crossattn=text.repeat(2, 1, 1), transformer_options=two)
+
+    return {"training step": work, "edit step": edit}, base, layers
 
 
 def motion_modules(arguments):
@@ -105,7 +111,11 @@ def motion_modules(arguments):
         torch.nn.utils.clip_grad_norm_(motion.parameters(), 1.0)
         optimiser.step()
 
-    return work, net, motion
+    @torch.no_grad()
+    def edit():
+        net(clip.repeat(2, 1, 1, 1, 1), 500, text.repeat(2, 1, 1)).sample
+
+    return {"training step": work, "edit step": edit}, net, motion
 
 
 WAYS = {
@@ -113,7 +123,7 @@ WAYS = {
     "vidcore, memory saver": lambda arguments: tune_a_video(arguments, True),
     "diffusers UNetMotionModel": motion_modules,
 }
-TASKS = ("training step",)
+TASKS = ("training step", "edit step")
 
 
 def fastest_product(device: str) -> float:
@@ -133,7 +143,8 @@ def fastest_product(device: str) -> float:
 def measure(name: str, arguments) -> dict:
     torch.manual_seed(0)
     peak = fastest_product(arguments.device)
-    work, net, trained = WAYS[name](arguments)
+    works, net, trained = WAYS[name](arguments)
+    work = works[arguments.task]
     found = timed(work, arguments.repeats, arguments.device)
     with FlopCounterMode(display=False) as counter:
         work()

@@ -28,17 +28,22 @@ def sd15():
     )  # fmt: skip
 
 
-def sdxl_vega():
-    """Segmind Vega's U-Net, full size, 745 M parameters: SDXL's layout with fewer transformer blocks."""
+def sdxl(depth=(0, 0, 2, 2, 10, 10), middle=10, depth_output=(0, 0, 0, 2, 2, 2, 10, 10, 10)):
+    """Stable Diffusion XL's U-Net, full size: 2567 M parameters."""
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     return UNetModel(
         image_size=32, in_channels=4, out_channels=4, model_channels=320, num_res_blocks=[2, 2, 2], channel_mult=[1, 2, 4],
         num_head_channels=64, use_spatial_transformer=True, context_dim=2048, legacy=False, num_classes="sequential",
-        adm_in_channels=2816, transformer_depth=[0, 0, 1, 1, 2, 2], transformer_depth_middle=-1,
-        transformer_depth_output=[0, 0, 0, 1, 1, 1, 2, 2, 2], use_linear_in_transformer=True, dtype=torch.float16,
-        device="meta", operations=ops.disable_weight_init,
+        adm_in_channels=2816, transformer_depth=list(depth), transformer_depth_middle=middle,
+        transformer_depth_output=list(depth_output), use_linear_in_transformer=True, dtype=torch.float16, device="meta",
+        operations=ops.disable_weight_init,
     )  # fmt: skip
+
+
+def sdxl_vega():
+    """Segmind Vega's U-Net, full size, 745 M parameters: SDXL's layout with fewer transformer blocks."""
+    return sdxl((0, 0, 1, 1, 2, 2), -1, (0, 0, 0, 1, 1, 1, 2, 2, 2))
 
 
 def wan():
@@ -121,6 +126,7 @@ def random_weights(shapes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 MODELS = {
     "sd15": sd15,
+    "sdxl": sdxl,
     "sdxl_vega": sdxl_vega,
     "wan": wan,
     "sd15_control": sd15_control,

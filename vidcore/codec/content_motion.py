@@ -1,0 +1,201 @@
+"""CMD's autoencoder: a clip as one content frame and a low-dimensional motion latent (arXiv 2403.14148, section 3.1)."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..layers.timesformer import TimeSformerBlock, grid_positions
+
+
+@dataclass(frozen=True)
+class ContentMotionConfig:
+    """Sizes of the autoencoder; the paper's table 5 by default.
+
+    Args:
+        frames: length L of the clips it is trained on, and of the windows that longer ones are cut into.
+        channels: of a frame: 3 for pixels, 4 where clips are latents of an image model.
+        size: height and width of the clips it is trained on. Others run if the patch divides them.
+        width: C', channels of the tokens.
+        latent: D, channels of the motion latent.
+        depth: blocks of the encoder, and of the decoder.
+        heads, head_width: of every attention.
+        patch: pixels a side of a token.
+        bounded: the motion latent lies within -1 and 1, by tanh, as in the official code; the paper does not say.
+    """
+
+    frames: int = 16
+    channels: int = 3
+    size: tuple[int, int] = (64, 64)
+    width: int = 384
+    latent: int = 8
+    depth: int = 12
+    heads: int = 8
+    head_width: int = 64
+    patch: int = 2
+    bounded: bool = True
+
+    @classmethod
+    def tiny(cls) -> "ContentMotionConfig":
+        """Small enough for a unit test, with every kind of part present."""
+        return cls(frames=4, size=(8, 12), width=24, latent=3, depth=2, heads=2, head_width=8)
+
+
+CONFIGS: dict[str, ContentMotionConfig] = {
+    "tiny": ContentMotionConfig.tiny(),
+    "ucf101": ContentMotionConfig(),
+    "webvid_sd15": ContentMotionConfig(channels=4),
+    "webvid_sd21": ContentMotionConfig(channels=4, size=(64, 128)),
+}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a clip became.
+
+    Args:
+        content: x-bar, one frame a window: B N C H W.
+        motion: z = (z_x, z_y), B D T (H' + W'): for every frame its rows' latents, then its columns'.
+        importance: the weights of the content frames, which sum to 1 over each window: B C T H W.
+    """
+
+    content: Tensor
+    motion: Tensor
+    importance: Tensor
+
+
+class _Transformer(nn.Module):
+    """Positions, then the blocks; tokens B T H' W' C'."""
+
+    def __init__(self, config: ContentMotionConfig, operations=nn, **factory):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            TimeSformerBlock(config.width, config.heads, config.head_width, operations, **factory)
+            for _ in range(config.depth)
+        )
+        self.norm = operations.LayerNorm(config.width, **factory)
+
+    def forward(self, tokens: Tensor, chunk: int) -> Tensor:
+        t, y, x = (p.to(tokens) for p in grid_positions(tokens.shape[1:4], tokens.shape[-1], tokens.device))
+        tokens = tokens + t[:, None, None] + y[:, None] + x
+        for block in self.blocks:
+            tokens = block(tokens, chunk)
+        return self.norm(tokens)
+
+
+class ContentMotionCodec(nn.Module):
+    """Encoder and decoder.
+
+    Args:
+        config: sizes.
+        operations: layer namespace, `torch.nn` or the host's.
+        device, dtype: of the parameters.
+    """
+
+    def __init__(self, config: ContentMotionConfig, operations=nn, device=None, dtype=None):
+        super().__init__()
+        layer = dict(device=device, dtype=dtype)
+        self.config = config
+        pixels = config.channels * config.patch**2
+        self.clip_in = operations.Linear(pixels, config.width, **layer)
+        self.encoder = _Transformer(config, operations, **layer)
+        self.importance = operations.Linear(config.width, pixels, **layer)  # f_I
+        self.motion_x = operations.Linear(config.width, config.latent, **layer)
+        self.motion_y = operations.Linear(config.width, config.latent, **layer)
+        self.content_in = operations.Linear(pixels, config.width, **layer)
+        self.from_x = operations.Linear(config.latent, config.width, **layer)
+        self.from_y = operations.Linear(config.latent, config.width, **layer)
+        self.decoder = _Transformer(config, operations, **layer)
+        self.clip_out = operations.Linear(config.width, pixels, **layer)
+
+    def init_weights(self) -> "ContentMotionCodec":
+        """Initialise for training: at first the content frame is the mean of the frames."""
+        nn.init.zeros_(self.importance.weight)
+        nn.init.zeros_(self.importance.bias)
+        return self
+
+    # ----------------------------------------------------------------------------------------------------------- encode
+
+    def encode(self, clip: Tensor, chunk: int = 0) -> Encoded:
+        """A clip's content frames and motion.
+
+        Args:
+            clip: B C T H W, pixels in [-1, 1] or latents. Clips longer than ``config.frames`` are cut into windows of that
+                length, the last of which may be shorter; each has a content frame of its own.
+            chunk: bounds memory, see `TimeSformerBlock.forward`; the result is the same.
+
+        Raises:
+            ValueError: if the shape does not fit.
+        """
+        self._check(clip.shape, "clip")
+        parts = [self._encode_window(window, chunk) for window in clip.split(self.config.frames, dim=2)]
+        content, motion, importance = zip(*parts)
+        return Encoded(torch.stack(content, dim=1), torch.cat(motion, dim=2), torch.cat(importance, dim=2))
+
+    def _encode_window(self, clip: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+        tokens = self.encoder(self.clip_in(self._patches(clip)), chunk)  # u
+        importance = self._pixels(self.importance(tokens)).softmax(dim=2)
+        content = (importance * clip).sum(dim=2)  # x-bar = sum_l x_l softmax_l(f_I(u))
+        # u is averaged over the columns for z_x, which then has an entry for each row, and over the rows for z_y.
+        motion = torch.cat([self.motion_x(tokens.mean(dim=3)), self.motion_y(tokens.mean(dim=2))], dim=2)
+        motion = rearrange(motion, "b t s d -> b d t s")
+        return content, motion.tanh() if self.config.bounded else motion, importance
+
+    # ----------------------------------------------------------------------------------------------------------- decode
+
+    def decode(self, content: Tensor, motion: Tensor, chunk: int = 0) -> Tensor:
+        """The clip of content frames B N C H W and motion B D T (H' + W'): B C T H W.
+
+        Raises:
+            ValueError: if the two do not fit each other or this model.
+        """
+        batch, windows, _, height, width = content.shape
+        self._check((batch, content.shape[2], motion.shape[2], height, width), "content frame")
+        rows, columns = height // self.config.patch, width // self.config.patch
+        expected = (batch, self.config.latent, motion.shape[2], rows + columns)
+        if motion.ndim != 4 or tuple(motion.shape) != expected:
+            raise ValueError(
+                f"a content frame of {width}x{height} needs a motion latent of {self.config.latent} channels and {rows} + "
+                f"{columns} entries a frame, shape {expected}; got {tuple(motion.shape)}"
+            )
+        needed = -(-motion.shape[2] // self.config.frames)
+        if windows != needed:
+            raise ValueError(
+                f"a motion latent of {motion.shape[2]} frames needs {needed} content frames, one for each "
+                f"{self.config.frames} frames; got {windows}"
+            )
+        parts = motion.split(self.config.frames, dim=2)
+        return torch.cat([self._decode_window(content[:, i], part, rows, chunk) for i, part in enumerate(parts)], dim=2)
+
+    def _decode_window(self, content: Tensor, motion: Tensor, rows: int, chunk: int) -> Tensor:
+        still = self.content_in(self._patches(content[:, :, None]))  # v_t, B 1 H' W' C'
+        motion = rearrange(motion, "b d t s -> b t s d")
+        x, y = self.from_x(motion[:, :, :rows]), self.from_y(motion[:, :, rows:])
+        tokens = still + x[:, :, :, None] + y[:, :, None]  # v = v_t + v_x + v_y
+        return self._pixels(self.clip_out(self.decoder(tokens, chunk)))
+
+    # ---------------------------------------------------------------------------------------------------------- patches
+
+    def _patches(self, clip: Tensor) -> Tensor:
+        p = self.config.patch
+        return rearrange(clip, "b c t (h p) (w q) -> b t h w (c p q)", p=p, q=p)
+
+    def _pixels(self, tokens: Tensor) -> Tensor:
+        p = self.config.patch
+        return rearrange(tokens, "b t h w (c p q) -> b c t (h p) (w q)", p=p, q=p)
+
+    def _check(self, shape: tuple[int, ...], what: str) -> None:
+        patch = self.config.patch
+        if len(shape) != 5 or shape[1] != self.config.channels or shape[3] % patch or shape[4] % patch or 0 in shape:
+            raise ValueError(
+                f"this model takes a {what} of {self.config.channels} channels whose height and width are multiples of "
+                f"{patch}; got shape {tuple(shape)}"
+            )
+
+
+def reconstruction_loss(codec: ContentMotionCodec, clip: Tensor) -> Tensor:
+    """The autoencoder's objective, ||decode(encode(x)) - x||^2 as a mean (arXiv 2403.14148, section 3.1)."""
+    encoded = codec.encode(clip)
+    return F.mse_loss(codec.decode(encoded.content, encoded.motion).float(), clip.float())
