@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from vidcore import weights
+from vidcore.codec.content_motion import ContentMotionCodec, load_codec, reconstruction_loss
 from vidcore.data.shapes import VOCABULARY
 from vidcore.systems.vdm import vdm_loss
 from vidcore.systems.vdm.checkpoint import load_vdm
@@ -220,3 +221,68 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path):
     config = recipe(tmp_path, RECIPE.replace("warmup = 2", "warmup = 0").replace("steps = 3\n", "steps = 3\nlr = 1e30\n"))
     with pytest.raises(FloatingPointError, match="at step .*lower learning rate"):
         train(config, tmp_path, report=quiet)
+
+
+# ------------------------------------------------------------------------------------------------------ another system
+
+CODEC = """
+system = "content_motion"
+output = "out/codec.safetensors"
+seed = 5
+warmup = 2
+save_every = 2
+
+[model]
+frames = 4
+size = [16, 16]
+width = 24
+latent = 3
+depth = 1
+heads = 2
+head_width = 8
+patch = 4
+
+[[phase]]
+steps = 40
+batch = 4
+frames = 4
+size = 16
+lr = 5e-3
+"""
+
+
+def test_the_autoencoder_trains_resumes_and_loads(tmp_path):
+    config = recipe(tmp_path, CODEC)
+    train(config, tmp_path, stop_after=20, report=quiet)
+    train(config, tmp_path, report=quiet)
+    once, other = weights.load(tmp_path / "out" / "codec.safetensors")[0], tmp_path / "other"
+    train(recipe(other, CODEC), other, report=quiet)
+    whole, info = weights.load(other / "out" / "codec.safetensors")
+    assert all(torch.equal(once[k], whole[k]) for k in whole) and info["steps"] == 40 and info["system"] == "content_motion"
+
+    codec, fresh = load_codec(other / "out" / "codec.safetensors"), ContentMotionCodec(config.model).init_weights()
+    clips = shapes_batch(config.phases[0], Vocabulary(VOCABULARY, 24), 6, 0).clips
+    with torch.no_grad():
+        assert reconstruction_loss(codec, clips) < 0.5 * reconstruction_loss(fresh, clips)
+
+
+def test_a_model_of_another_system_is_not_started_from(tmp_path):
+    train(recipe(tmp_path), tmp_path, report=quiet)
+    text = CODEC.replace("seed = 5", 'seed = 5\nstart_from = "out/tiny.safetensors"')
+    with pytest.raises(weights.WeightsError, match="content-motion autoencoder, this file holds 'vdm'"):
+        train(recipe(tmp_path, text), tmp_path, report=quiet)
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ('"content_motion"', '"cmd"', "recipe.system must be one of vdm, content_motion; got 'cmd'"),
+        ("size = 16", "size = 18", "size must be a multiple of 4"),
+        ("frames = 4\nsize = 16", "frames = 5\nsize = 16", "must be at most 4 for this model"),
+        ("batch = 4", "batch = 4\nimages = 2", "does not train on images beside clips"),
+    ],
+)
+def test_a_wrong_recipe_of_another_system_is_refused(tmp_path, old, new, message):
+    assert old in CODEC
+    with pytest.raises(ConfigError, match=message):
+        recipe(tmp_path, CODEC.replace(old, new, 1))

@@ -1,5 +1,7 @@
 """CMD's autoencoder: a clip as one content frame and a low-dimensional motion latent (arXiv 2403.14148, section 3.1)."""
 
+import dataclasses
+import os
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +9,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .. import weights
 from ..layers.timesformer import TimeSformerBlock, grid_positions
+
+SYSTEM = "content_motion"
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,16 @@ class ContentMotionConfig:
     head_width: int = 64
     patch: int = 2
     bounded: bool = True
+
+    @property
+    def stride(self) -> int:
+        """Height and width of a clip must be multiples of this many pixels."""
+        return self.patch
+
+    @property
+    def longest(self) -> int:
+        """The longest clip that is one window."""
+        return self.frames
 
     @classmethod
     def tiny(cls) -> "ContentMotionConfig":
@@ -199,3 +214,23 @@ def reconstruction_loss(codec: ContentMotionCodec, clip: Tensor) -> Tensor:
     """The autoencoder's objective, ||decode(encode(x)) - x||^2 as a mean (arXiv 2403.14148, section 3.1)."""
     encoded = codec.encode(clip)
     return F.mse_loss(codec.decode(encoded.content, encoded.motion).float(), clip.float())
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def to_info(config: ContentMotionConfig, **about) -> dict:
+    """The JSON-able description that goes into the file; ``about`` adds where the weights come from."""
+    return {"system": SYSTEM, "codec": dataclasses.asdict(config), **about}
+
+
+def load_codec(path: str | os.PathLike) -> ContentMotionCodec:
+    """The autoencoder of a file, in evaluation mode on the CPU. Raises `weights.WeightsError`."""
+    tensors, info = weights.load(path)
+    if "codec" not in info:
+        raise weights.WeightsError(
+            f"expected a model with a content-motion autoencoder, this file holds '{info['system']}'."
+        )
+    codec = ContentMotionCodec(weights.entry(info, "codec", ContentMotionConfig))
+    weights.load_into(codec, weights.part(tensors, "codec."), "autoencoder")
+    return codec.eval()

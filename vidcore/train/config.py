@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.shapes.scene import BACKGROUNDS, MOTIONS, SHAPES, SIZES, visible_motions
-from ..systems.vdm import VDMConfig
+from .systems import SYSTEMS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -66,6 +66,7 @@ class TrainConfig:
 
     Args:
         output: the model file to write; the resumable state goes beside it, under a ``.state`` ending.
+        system: what is trained, one of `vidcore.train.systems.SYSTEMS`.
         start_from: a model file whose weights to start from; empty for fresh ones. Its network may have fewer ``blocks`` and
             ``attention_sizes`` than this one (`vidcore.systems.vdm.grow`).
         seed: the only source of randomness.
@@ -75,13 +76,14 @@ class TrainConfig:
         bf16: run the network in bfloat16 where that is safe; weights, moments and loss stay in float32.
         save_every: steps between saves.
         text_width, text_layers, text_length: of the text encoder trained along.
-        model: the network's sizes.
+        model: the network's sizes, the config of that system.
         phases: what to train on, in order.
     """
 
     output: str
     phases: tuple[Phase, ...]
-    model: VDMConfig
+    model: Any
+    system: str = "vdm"
     start_from: str = ""
     seed: int = 0
     ema: float = 0.999
@@ -136,7 +138,7 @@ def _build(cls: type, table: Any, where: str):
         raise ConfigError(f"{where}: {error}") from None
 
 
-def _phase(table: Any, where: str, model: VDMConfig) -> Phase:
+def _phase(table: Any, where: str, model: Any) -> Phase:
     """A checked `Phase` from its TOML table, and from each of its ``turns``."""
     turns = table.pop("turns", []) if isinstance(table, dict) else []
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
@@ -155,7 +157,7 @@ def _phase(table: Any, where: str, model: VDMConfig) -> Phase:
     if phase.two and len(set(phase.shapes)) < 2:
         raise ConfigError(f"{where}: two things in a scene need two shapes, got {list(phase.shapes)}")
     if phase.frames > model.longest:
-        raise ConfigError(f"{where}.frames must be at most model.max_frames = {model.longest}, got {phase.frames}")
+        raise ConfigError(f"{where}.frames must be at most {model.longest} for this model, got {phase.frames}")
     kinds = (_phase({**table, **turn}, f"{where}, turn {i + 1}", model) for i, turn in enumerate(turns))
     return dataclasses.replace(phase, turns=tuple(kinds))
 
@@ -176,6 +178,11 @@ def read_config(path: str | Path) -> TrainConfig:
     phases = table.pop("phase", [])
     if not phases:
         raise ConfigError("the recipe has no [[phase]]: nothing to train on")
-    model = _build(VDMConfig, table.pop("model", {}), "model")
+    system = table.get("system", TrainConfig.system)
+    if system not in SYSTEMS:
+        raise ConfigError(f"recipe.system must be one of {', '.join(SYSTEMS)}; got {system!r}")
+    model = _build(SYSTEMS[system].model, table.pop("model", {}), "model")
     phases = tuple(_phase(p, f"phase {i + 1}", model) for i, p in enumerate(phases))
+    if not SYSTEMS[system].takes_images and any(kind.images for phase in phases for kind in (phase, *phase.turns)):
+        raise ConfigError(f"the system {system!r} does not train on images beside clips; please leave out 'images'")
     return _build(TrainConfig, {**table, "model": model, "phases": phases}, "recipe")

@@ -11,13 +11,11 @@ from torch import nn
 
 from .. import weights
 from ..data.shapes import VOCABULARY
-from ..systems.vdm import UNet3D, vdm_loss
-from ..systems.vdm.checkpoint import load_vdm, to_info
-from ..systems.vdm.grow import grow
-from ..text import TextConfig, TextEncoder, Vocabulary
+from ..text import Vocabulary
 from .config import TrainConfig
 from .data import batches
 from .state import EMA, load_state, save_state
+from .systems import SYSTEMS
 
 
 def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
@@ -55,17 +53,11 @@ def train(
     output.parent.mkdir(parents=True, exist_ok=True)
     state_path = output.with_suffix(".state")
     curve_path = output.with_suffix(".curve.jsonl")
-    words = TextConfig(VOCABULARY, config.text_length, config.text_width, config.text_layers)
-    vocabulary = Vocabulary(words.words, words.length)
+    system = SYSTEMS[config.system]
+    vocabulary = Vocabulary(VOCABULARY, config.text_length)
 
     torch.manual_seed(config.seed)
-    module = nn.ModuleDict({"net": UNet3D(config.model).init_weights(), "text": TextEncoder(words)}).train()
-    if config.start_from:
-        net, text = load_vdm(root / config.start_from)
-        if (net.config.blocks, net.config.attention_sizes) != (config.model.blocks, config.model.attention_sizes):
-            net = grow(net, config.model)
-        weights.load_into(module["net"], net.state_dict(), "network")
-        weights.load_into(module["text"], text.state_dict(), "text encoder")
+    module = system.build(config, root)
     device = torch.device(device)
     module.to(device)
     if config.channels_last:
@@ -81,7 +73,7 @@ def train(
     def save(step: int) -> None:
         save_state(state_path, module, ema, optimiser, {"system": "training", "step": step})
         average = {key.removeprefix("module."): value for key, value in ema.average.items()}
-        weights.save(output, average, to_info(config.model, words, seed=config.seed, steps=step))
+        weights.save(output, average, system.info(config, step))
 
     last, started, first, running = min(stop_after or config.steps, config.steps), time.monotonic(), done, None
     loss_value = math.nan
@@ -90,19 +82,7 @@ def train(
         torch.manual_seed(zlib.crc32(f"dropout/{config.seed}/{step}".encode()))
         generator = step_generator(config.seed, step)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-            context, image_context = module["text"](batch.tokens), None
-            if batch.image_tokens is not None:
-                image_context = module["text"](batch.image_tokens.flatten(0, 1)).unflatten(0, batch.image_tokens.shape[:2])
-            loss = vdm_loss(
-                module["net"],
-                batch.clips,
-                generator,
-                context,
-                phase.images,
-                image_context,
-                phase.drop_context,
-                phase.time_power,
-            )
+            loss = system.loss(module, batch, phase, generator)
         loss_value = float(loss.detach())
         if not math.isfinite(loss_value):
             raise FloatingPointError(f"the loss is {loss_value} at step {step}; try a lower learning rate (now {lr:.2g})")
