@@ -11,7 +11,6 @@ where COMFYUI is the folder of a ComfyUI. Run it again to resume. The text encod
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +25,13 @@ from vidcore.denoise import MAX_X0_WEIGHT
 from vidcore.guide.cfg import with_cfg
 from vidcore.metrics.tracker import agreement
 from vidcore.sample import ddim_step, sample_clip
-from vidcore.schedule import CosineSchedule, alpha_sigma, expand_as
+from vidcore.schedule import alpha_sigma, expand_as
+from vidcore.systems import image
 from vidcore.systems.image import ImageConfig, from_info, to_info, unet_arguments
-from vidcore.systems.vdm.checkpoint import load_vdm, to_tensors
+from vidcore.systems.vdm.checkpoint import load_vdm
 from vidcore.text import TextEncoder, Vocabulary
-from vidcore.train.config import Phase, tomllib
-from vidcore.train.data import shapes_batch
-from vidcore.train.loop import step_generator
-from vidcore.train.state import EMA, load_state, save_state
+from vidcore.train.config import read_config
+from vidcore.train.loop import train
 
 
 class Operations:
@@ -75,75 +73,43 @@ def build(comfyui: Path, config: ImageConfig) -> nn.Module:
     return net
 
 
-def image_loss(net, config: ImageConfig, x, context, generator, drop_context: float, time_power: float):
-    """The x0 form of `vdm_loss`, for pictures N 3 H W."""
-    t = ((torch.rand(1, generator=generator) + torch.arange(len(x)) / len(x)) % 1) ** time_power
-    log_snr = CosineSchedule(config.log_snr_min, config.log_snr_max).log_snr(t.double()).float().to(x.device)
-    alpha, sigma = (expand_as(s, x) for s in alpha_sigma(log_snr))
-    z = alpha * x + sigma * torch.randn(x.shape, generator=generator).to(x)
-    keep = (torch.rand(len(x), generator=generator) >= drop_context).to(x)
-    z = F.pixel_unshuffle(z, config.patch)
-    output = F.pixel_shuffle(net(z, 1000 * t.to(x), context * keep[:, None, None]).float(), config.patch)
-    return ((output - x).square() * (1 / sigma**2).clamp(max=MAX_X0_WEIGHT)).mean()
+class ShapesImage:
+    """What the training loop needs to know; the text encoder is that of ``text_from`` and stays as it is."""
+
+    model, takes_images = ImageConfig, False
+
+    def __init__(self, comfyui: Path):
+        self.comfyui = comfyui
+
+    def build(self, config, root: Path) -> nn.ModuleDict:
+        _, text = load_vdm(root / config.text_from)
+        net = build(self.comfyui, config.model)
+        return nn.ModuleDict({"net": net.train(), "text": text.eval().requires_grad_(False)})
+
+    def loss(self, module: nn.ModuleDict, batch, config, phase, generator) -> torch.Tensor:
+        """The x0 form of `vdm_loss`, for pictures."""
+        x, context = batch.clips[:, :, 0], module["text"](batch.tokens)
+        t = ((torch.rand(1, generator=generator) + torch.arange(len(x)) / len(x)) % 1) ** phase.time_power
+        log_snr = config.model.schedule.log_snr(t.double()).float().to(x.device)
+        alpha, sigma = (expand_as(s, x) for s in alpha_sigma(log_snr))
+        z = alpha * x + sigma * torch.randn(x.shape, generator=generator).to(x)
+        keep = (torch.rand(len(x), generator=generator) >= phase.drop_context).to(x)
+        output = denoise(module["net"], config.model, z, t.to(x), context * keep[:, None, None]).float()
+        return ((output - x).square() * (1 / sigma**2).clamp(max=MAX_X0_WEIGHT)).mean()
+
+    def info(self, config, module: nn.ModuleDict, steps: int) -> dict:
+        return to_info(config.model, module["text"].config, seed=config.seed, steps=steps)
 
 
-def train(comfyui: Path, recipe: dict, root: Path, stop_after: int | None = None) -> None:
-    """Run a recipe, resuming where an earlier run of it stopped; ``stop_after`` so many steps in total."""
-    config, phases = ImageConfig(**recipe["model"]), [Phase(**phase) for phase in recipe["phase"]]
-    output, seed = root / recipe["output"], recipe["seed"]
-    torch.manual_seed(seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = build(comfyui, config).train().to(device)
-    _, text = load_vdm(root / recipe["text_from"])
-    text.eval().requires_grad_(False)
-    vocabulary = Vocabulary(text.config.words, text.config.length)
-    ema = EMA(net, recipe["ema"])
-    optimiser = torch.optim.AdamW(net.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    state, total = output.with_suffix(".state"), sum(phase.steps for phase in phases)
-    last = min(stop_after or total, total)
-    done = load_state(state, net, ema, optimiser)["step"] if state.exists() else 0
-    if not done:
-        print(f"{sum(p.numel() for p in net.parameters()):,} parameters", flush=True)
-    started, first, running = time.monotonic(), done, None
-    for step in range(done, last):
-        before, phase = 0, phases[0]
-        for phase in phases:
-            if step < before + phase.steps:
-                break
-            before += phase.steps
-        lr = phase.lr + ((phase.lr_end or phase.lr) - phase.lr) * (step - before) / phase.steps
-        lr *= min(1.0, (step + 1) / recipe["warmup"])
-        batch = shapes_batch(phase, vocabulary, seed, step)
-        with torch.autocast(device, torch.bfloat16, enabled=recipe["bf16"]):
-            loss = image_loss(
-                net, config, batch.clips[:, :, 0].to(device), text(batch.tokens).to(device),
-                step_generator(seed, step), phase.drop_context, phase.time_power,
-            )  # fmt: skip
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        for group in optimiser.param_groups:
-            group["lr"] = lr
-        optimiser.step()
-        ema.update(net, step)
-        value = float(loss.detach())
-        running = value if running is None else 0.98 * running + 0.02 * value
-        if (step + 1) % 50 == 0:
-            pace = (time.monotonic() - started) / (step + 1 - first)
-            print(f"step {step + 1}/{total}  loss {running:.4f}  lr {lr:.2g}  {pace:.2f} s/step", flush=True)
-            with open(output.with_suffix(".curve.jsonl"), "a", encoding="utf-8") as curve:
-                curve.write(json.dumps({"step": step + 1, "loss": round(running, 5), "lr": lr}) + "\n")
-        if (step + 1) % 200 == 0 or step + 1 == last:
-            save_state(state, net, ema, optimiser, {"system": "training", "step": step + 1})
-            average = nn.Module()
-            average.state_dict = lambda: ema.average
-            weights.save(output, to_tensors(average, text), to_info(config, text.config, seed=seed, steps=step + 1))
+def denoise(net: nn.Module, config: ImageConfig, z, t, context):
+    """Pictures N 3 H W with noise of times t in [0, 1]: the network's x-hat."""
+    return F.pixel_shuffle(net(F.pixel_unshuffle(z, config.patch), 1000 * t, context), config.patch)
 
 
 @torch.no_grad()
-def score(comfyui: Path, recipe: dict, root: Path, prompts: int, sizes: tuple[str, ...], seed=2024, batch=20) -> dict:
+def score(comfyui: Path, path: Path, prompts: int, sizes: tuple[str, ...], seed=2024, batch=20) -> dict:
     """The share of pictures that show what their prompts say; the combinations were kept from training. 20 DDIM steps."""
-    tensors, info = weights.load(root / recipe["output"])
+    tensors, info = weights.load(path)
     config, words = from_info(info)
     net, text = build(comfyui, config), TextEncoder(words)
     weights.load_into(net, weights.part(tensors, "net."), "network")
@@ -151,15 +117,14 @@ def score(comfyui: Path, recipe: dict, root: Path, prompts: int, sizes: tuple[st
     net.eval(), text.eval()
     rng, vocabulary, marks = np.random.default_rng(seed), Vocabulary(words.words, words.length), []
 
-    def denoise(z, t, context):
-        return F.pixel_shuffle(net(F.pixel_unshuffle(z, config.patch), 1000 * t.float(), context), config.patch)
+    def guided(z, t, context):
+        return denoise(net, config, z, t.float(), context)
 
-    schedule = CosineSchedule(config.log_snr_min, config.log_snr_max)
     for number in range(0, prompts, batch):
         asked = [random_scene(rng, held_out=True, sizes=sizes) for _ in range(min(batch, prompts - number))]
         context = text(torch.tensor([vocabulary.encode(caption(scene)) for scene in asked]))
         shape = (len(asked), 3, 32, 32)
-        made = sample_clip(with_cfg(denoise, 3.0), schedule, shape, 20, ddim_step, number // batch, context=context)
+        made = sample_clip(with_cfg(guided, 3.0), config.schedule, shape, 20, ddim_step, number // batch, context=context)
         for picture, scene in zip((made.clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1).numpy(), asked):
             found = agreement(picture[None], scene)
             marks.append([found[key] for key in ("background", "count", "colour", "shape")])
@@ -177,10 +142,10 @@ if __name__ == "__main__":
     parser.add_argument("--large", action="store_true", help="for --score: large things alone")
     arguments = parser.parse_args()
     sys.argv[1:] = []  # the host reads them too
-    with open(arguments.recipe, "rb") as file:
-        recipe = tomllib.load(file)
+    system = ShapesImage(arguments.comfyui)
+    recipe = read_config(arguments.recipe, {image.SYSTEM: system})
     if arguments.score:
         sizes = ("large",) if arguments.large else tuple(SIZES)
-        print(json.dumps(score(arguments.comfyui, recipe, Path("."), arguments.score, sizes)))
+        print(json.dumps(score(arguments.comfyui, Path(recipe.output), arguments.score, sizes)))
     else:
-        train(arguments.comfyui, recipe, Path("."), arguments.stop_after)
+        train(recipe, Path("."), arguments.stop_after, system=system)

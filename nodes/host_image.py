@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ..vidcore import weights
-from ..vidcore.schedule import CosineSchedule
 from ..vidcore.systems.image import ImageConfig, from_info, unet_arguments
 from .host_place import place
 from .host_vdm import X0Sampling
@@ -57,7 +56,7 @@ class ImageSupport(comfy.supported_models_base.BASE):
 
     def __init__(self, config: ImageConfig):
         super().__init__({"config": config})
-        self.sampling_settings["schedule"] = CosineSchedule(config.log_snr_min, config.log_snr_max)
+        self.sampling_settings["schedule"] = config.schedule
 
     def get_model(self, state_dict, prefix="", device=None):
         return ImageModel(self, device=device)

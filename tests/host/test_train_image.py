@@ -13,6 +13,7 @@ from vidcore import weights
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """
 output = "models/out.safetensors"
+system = "image"
 text_from = "models/shapes-vdm.safetensors"
 seed = 1
 ema = 0.9

@@ -69,6 +69,7 @@ class TrainConfig:
         system: what is trained, one of `vidcore.train.systems.SYSTEMS`.
         start_from: a model file whose weights to start from; empty for fresh ones. Its network may have fewer ``blocks`` and
             ``attention_sizes`` than this one (`vidcore.systems.vdm.grow`).
+        text_from: a model file whose text encoder to use as it is, for a system that trains none.
         seed: the only source of randomness.
         ema: decay of the averaged weights that are exported.
         warmup: steps over which the learning rate rises from zero.
@@ -85,6 +86,7 @@ class TrainConfig:
     model: Any
     system: str = "vdm"
     start_from: str = ""
+    text_from: str = ""
     seed: int = 0
     ema: float = 0.999
     warmup: int = 200
@@ -162,8 +164,12 @@ def _phase(table: Any, where: str, model: Any) -> Phase:
     return dataclasses.replace(phase, turns=tuple(kinds))
 
 
-def read_config(path: str | Path) -> TrainConfig:
+def read_config(path: str | Path, more: dict | None = None) -> TrainConfig:
     """Read and check a recipe.
+
+    Args:
+        path: a TOML file.
+        more: systems beside `SYSTEMS`, by name.
 
     Raises:
         ConfigError: if the file is missing, not TOML, or an entry is unknown, of the wrong type or out of range.
@@ -178,11 +184,11 @@ def read_config(path: str | Path) -> TrainConfig:
     phases = table.pop("phase", [])
     if not phases:
         raise ConfigError("the recipe has no [[phase]]: nothing to train on")
-    system = table.get("system", TrainConfig.system)
-    if system not in SYSTEMS:
-        raise ConfigError(f"recipe.system must be one of {', '.join(SYSTEMS)}; got {system!r}")
-    model = _build(SYSTEMS[system].model, table.pop("model", {}), "model")
+    system, systems = table.get("system", TrainConfig.system), {**SYSTEMS, **(more or {})}
+    if system not in systems:
+        raise ConfigError(f"recipe.system must be one of {', '.join(systems)}; got {system!r}")
+    model = _build(systems[system].model, table.pop("model", {}), "model")
     phases = tuple(_phase(p, f"phase {i + 1}", model) for i, p in enumerate(phases))
-    if not SYSTEMS[system].takes_images and any(kind.images for phase in phases for kind in (phase, *phase.turns)):
+    if not systems[system].takes_images and any(kind.images for phase in phases for kind in (phase, *phase.turns)):
         raise ConfigError(f"the system {system!r} does not train on images beside clips; please leave out 'images'")
     return _build(TrainConfig, {**table, "model": model, "phases": phases}, "recipe")

@@ -30,6 +30,7 @@ def train(
     report=print,
     device: str | torch.device = "cpu",
     workers: int = 0,
+    system=None,
 ) -> float:
     """Run a recipe, resuming where an earlier run of it stopped.
 
@@ -40,6 +41,7 @@ def train(
         report: called with one line of text now and then.
         device: where the network trains. All randomness is drawn on the CPU, so that a seed means the same everywhere.
         workers: processes that draw batches ahead; they change no number.
+        system: what is trained, if not one of `SYSTEMS`, like the classes there.
 
     Returns:
         The last step's loss.
@@ -53,7 +55,7 @@ def train(
     output.parent.mkdir(parents=True, exist_ok=True)
     state_path = output.with_suffix(".state")
     curve_path = output.with_suffix(".curve.jsonl")
-    system = SYSTEMS[config.system]
+    system = system or SYSTEMS[config.system]
     vocabulary = Vocabulary(VOCABULARY, config.text_length)
 
     torch.manual_seed(config.seed)
@@ -73,7 +75,7 @@ def train(
     def save(step: int) -> None:
         save_state(state_path, module, ema, optimiser, {"system": "training", "step": step})
         average = {key.removeprefix("module."): value for key, value in ema.average.items()}
-        weights.save(output, average, system.info(config, step))
+        weights.save(output, average, system.info(config, module, step))
 
     last, started, first, running = min(stop_after or config.steps, config.steps), time.monotonic(), done, None
     loss_value = math.nan
@@ -82,7 +84,7 @@ def train(
         torch.manual_seed(zlib.crc32(f"dropout/{config.seed}/{step}".encode()))
         generator = step_generator(config.seed, step)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-            loss = system.loss(module, batch, phase, generator)
+            loss = system.loss(module, batch, config, phase, generator)
         loss_value = float(loss.detach())
         if not math.isfinite(loss_value):
             raise FloatingPointError(f"the loss is {loss_value} at step {step}; try a lower learning rate (now {lr:.2g})")

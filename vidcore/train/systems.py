@@ -27,7 +27,7 @@ class VDM:
     @staticmethod
     def build(config, root: Path) -> nn.ModuleDict:
         """The parts that train, fresh or from ``config.start_from``."""
-        words = _words(config)
+        words = TextConfig(VOCABULARY, config.text_length, config.text_width, config.text_layers)
         module = nn.ModuleDict({"net": UNet3D(config.model).init_weights(), "text": TextEncoder(words)}).train()
         if config.start_from:
             net, text = vdm.load_vdm(root / config.start_from)
@@ -38,7 +38,7 @@ class VDM:
         return module
 
     @staticmethod
-    def loss(module: nn.ModuleDict, batch: "Batch", phase, generator: torch.Generator) -> Tensor:
+    def loss(module: nn.ModuleDict, batch: "Batch", config, phase, generator: torch.Generator) -> Tensor:
         """The objective of one step."""
         context, image_context = module["text"](batch.tokens), None
         if batch.image_tokens is not None:
@@ -55,9 +55,9 @@ class VDM:
         )
 
     @staticmethod
-    def info(config, steps: int) -> dict:
+    def info(config, module: nn.ModuleDict, steps: int) -> dict:
         """The description that goes into the exported file."""
-        return vdm.to_info(config.model, _words(config), seed=config.seed, steps=steps)
+        return vdm.to_info(config.model, module["text"].config, seed=config.seed, steps=steps)
 
 
 class ContentMotion:
@@ -74,18 +74,14 @@ class ContentMotion:
         return nn.ModuleDict({"codec": codec}).train()
 
     @staticmethod
-    def loss(module: nn.ModuleDict, batch: "Batch", phase, generator: torch.Generator) -> Tensor:
+    def loss(module: nn.ModuleDict, batch: "Batch", config, phase, generator: torch.Generator) -> Tensor:
         """The objective of one step."""
         return reconstruction_loss(module["codec"], batch.clips)
 
     @staticmethod
-    def info(config, steps: int) -> dict:
+    def info(config, module: nn.ModuleDict, steps: int) -> dict:
         """The description that goes into the exported file."""
         return content_motion.to_info(config.model, seed=config.seed, steps=steps)
-
-
-def _words(config) -> TextConfig:
-    return TextConfig(VOCABULARY, config.text_length, config.text_width, config.text_layers)
 
 
 SYSTEMS = {vdm.SYSTEM: VDM, content_motion.SYSTEM: ContentMotion}

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ... import weights
+from ...schedule import CosineSchedule
 from ...text import TextConfig
 
 SYSTEM = "image"
@@ -31,6 +32,15 @@ class ImageConfig:
     context: int = 128
     log_snr_min: float = -20.0
     log_snr_max: float = 20.0
+
+    @property
+    def schedule(self) -> CosineSchedule:
+        return CosineSchedule(self.log_snr_min, self.log_snr_max)
+
+    @property
+    def longest(self) -> int:
+        """It knows single pictures."""
+        return 1
 
     @property
     def stride(self) -> int:
