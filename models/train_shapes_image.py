@@ -21,11 +21,10 @@ from torch import nn
 from vidcore import weights
 from vidcore.data.shapes import caption, random_scene
 from vidcore.data.shapes.scene import SIZES
-from vidcore.denoise import MAX_X0_WEIGHT
 from vidcore.guide.cfg import with_cfg
 from vidcore.metrics.tracker import agreement
+from vidcore.objective import add_noise, drop, squared_error
 from vidcore.sample import ddim_step, sample_clip
-from vidcore.schedule import alpha_sigma, expand_as
 from vidcore.systems import image
 from vidcore.systems.image import ImageConfig, from_info, to_info, unet_arguments
 from vidcore.systems.vdm.checkpoint import load_vdm
@@ -87,15 +86,12 @@ class ShapesImage:
         return nn.ModuleDict({"net": net.train(), "text": text.eval().requires_grad_(False)})
 
     def loss(self, module: nn.ModuleDict, batch, config, phase, generator) -> torch.Tensor:
-        """The x0 form of `vdm_loss`, for pictures."""
+        """`vdm_loss` for pictures."""
         x, context = batch.clips[:, :, 0], module["text"](batch.tokens)
-        t = ((torch.rand(1, generator=generator) + torch.arange(len(x)) / len(x)) % 1) ** phase.time_power
-        log_snr = config.model.schedule.log_snr(t.double()).float().to(x.device)
-        alpha, sigma = (expand_as(s, x) for s in alpha_sigma(log_snr))
-        z = alpha * x + sigma * torch.randn(x.shape, generator=generator).to(x)
-        keep = (torch.rand(len(x), generator=generator) >= phase.drop_context).to(x)
-        output = denoise(module["net"], config.model, z, t.to(x), context * keep[:, None, None]).float()
-        return ((output - x).square() * (1 / sigma**2).clamp(max=MAX_X0_WEIGHT)).mean()
+        noised = add_noise(x, config.model.schedule, generator, phase.time_power)
+        context = drop(context, phase.drop_context, generator)
+        output = denoise(module["net"], config.model, noised.z, noised.t, context)
+        return squared_error("x0", output, x, noised)
 
     def info(self, config, module: nn.ModuleDict, steps: int) -> dict:
         return to_info(config.model, module["text"].config, seed=config.seed, steps=steps)

@@ -7,6 +7,7 @@ import torch
 from vidcore import weights
 from vidcore.codec.content_motion import ContentMotionCodec, load_codec, reconstruction_loss
 from vidcore.data.shapes import VOCABULARY
+from vidcore.systems.cmd.checkpoint import load_cmd
 from vidcore.systems.vdm import vdm_loss
 from vidcore.systems.vdm.checkpoint import load_vdm
 from vidcore.text import Vocabulary
@@ -266,6 +267,55 @@ def test_the_autoencoder_trains_resumes_and_loads(tmp_path):
         assert reconstruction_loss(codec, clips) < 0.5 * reconstruction_loss(fresh, clips)
 
 
+MOTION = """
+system = "cmd"
+output = "out/cmd.safetensors"
+codec_from = "out/codec.safetensors"
+seed = 5
+warmup = 2
+text_width = 16
+text_layers = 1
+
+[model]
+latent = 3
+frames = 4
+entries = 8
+width = 32
+depth = 1
+heads = 2
+context = 16
+prediction = "x0"
+
+[[phase]]
+steps = 3
+batch = 2
+frames = 4
+size = 16
+"""
+
+
+def test_the_motion_model_trains_on_the_autoencoder_and_leaves_it_as_it_is(tmp_path):
+    train(recipe(tmp_path, CODEC), tmp_path, stop_after=2, report=quiet)
+    train(recipe(tmp_path, MOTION), tmp_path, report=quiet)
+    net, text, codec = load_cmd(tmp_path / "out" / "cmd.safetensors")
+    before = load_codec(tmp_path / "out" / "codec.safetensors").state_dict()
+    assert all(torch.equal(before[k], v) for k, v in codec.state_dict().items())
+    assert net.out.weight.any() and text.config.width == 16
+    with pytest.raises(weights.WeightsError, match="motion of 3 channels .* the recipe's model is for 8"):
+        train(recipe(tmp_path, MOTION.replace("latent = 3", "latent = 8")), tmp_path, report=quiet)
+
+
+def test_the_motion_model_may_take_a_text_encoder_as_it_is(tmp_path):
+    train(recipe(tmp_path), tmp_path, stop_after=1, report=quiet)
+    train(recipe(tmp_path, CODEC), tmp_path, stop_after=2, report=quiet)
+    train(
+        recipe(tmp_path, MOTION.replace("seed = 5", 'seed = 5\ntext_from = "out/tiny.safetensors"')), tmp_path, report=quiet
+    )
+    _, text, _ = load_cmd(tmp_path / "out" / "cmd.safetensors")
+    _, given = load_vdm(tmp_path / "out" / "tiny.safetensors")
+    assert all(torch.equal(given.state_dict()[k], v) for k, v in text.state_dict().items())
+
+
 def test_a_model_of_another_system_is_not_started_from(tmp_path):
     train(recipe(tmp_path), tmp_path, report=quiet)
     text = CODEC.replace("seed = 5", 'seed = 5\nstart_from = "out/tiny.safetensors"')
@@ -276,7 +326,7 @@ def test_a_model_of_another_system_is_not_started_from(tmp_path):
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ('"content_motion"', '"cmd"', "recipe.system must be one of vdm, content_motion; got 'cmd'"),
+        ('"content_motion"', '"snap"', "recipe.system must be one of vdm, content_motion, cmd; got 'snap'"),
         ("size = 16", "size = 18", "size must be a multiple of 4"),
         ("frames = 4\nsize = 16", "frames = 5\nsize = 16", "must be at most 4 for this model"),
         ("batch = 4", "batch = 4\nimages = 2", "does not train on images beside clips"),

@@ -69,7 +69,8 @@ class TrainConfig:
         system: what is trained, one of `vidcore.train.systems.SYSTEMS`.
         start_from: a model file whose weights to start from; empty for fresh ones. Its network may have fewer ``blocks`` and
             ``attention_sizes`` than this one (`vidcore.systems.vdm.grow`).
-        text_from: a model file whose text encoder to use as it is, for a system that trains none.
+        text_from: a model file whose text encoder to use as it is, for "cmd" and the image model.
+        codec_from: the autoencoder's file, for "cmd".
         seed: the only source of randomness.
         ema: decay of the averaged weights that are exported.
         warmup: steps over which the learning rate rises from zero.
@@ -87,6 +88,7 @@ class TrainConfig:
     system: str = "vdm"
     start_from: str = ""
     text_from: str = ""
+    codec_from: str = ""
     seed: int = 0
     ema: float = 0.999
     warmup: int = 200

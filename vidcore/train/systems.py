@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from .. import weights
 from ..codec import content_motion
-from ..codec.content_motion import ContentMotionCodec, ContentMotionConfig, reconstruction_loss
+from ..codec.content_motion import ContentMotionCodec, ContentMotionConfig, load_codec, reconstruction_loss
 from ..data.shapes import VOCABULARY
+from ..systems.cmd import MotionConfig, MotionDiT, motion_loss
+from ..systems.cmd import checkpoint as cmd
 from ..systems.vdm import UNet3D, VDMConfig, vdm_loss
 from ..systems.vdm import checkpoint as vdm
 from ..systems.vdm.grow import grow
@@ -27,7 +29,7 @@ class VDM:
     @staticmethod
     def build(config, root: Path) -> nn.ModuleDict:
         """The parts that train, fresh or from ``config.start_from``."""
-        words = TextConfig(VOCABULARY, config.text_length, config.text_width, config.text_layers)
+        words = _words(config)
         module = nn.ModuleDict({"net": UNet3D(config.model).init_weights(), "text": TextEncoder(words)}).train()
         if config.start_from:
             net, text = vdm.load_vdm(root / config.start_from)
@@ -84,4 +86,54 @@ class ContentMotion:
         return content_motion.to_info(config.model, seed=config.seed, steps=steps)
 
 
-SYSTEMS = {vdm.SYSTEM: VDM, content_motion.SYSTEM: ContentMotion}
+class CMD:
+    """CMD's motion model on a trained autoencoder, which goes into the file as it is, and the text encoder.
+
+    The text encoder is trained along, or is that of ``text_from``, as it is.
+    """
+
+    model, takes_images = MotionConfig, False
+
+    @staticmethod
+    def build(config, root: Path) -> nn.ModuleDict:
+        """The parts of the file. Raises `weights.WeightsError` if the autoencoder's latents are not the model's."""
+        codec, model = load_codec(root / config.codec_from).requires_grad_(False), config.model
+        found = (codec.config.latent, codec.config.channels, codec.config.frames)
+        wanted = (model.latent, model.content_channels, model.frames)
+        if found != wanted:
+            raise weights.WeightsError(
+                f"{config.codec_from} makes motion of {found[0]} channels and content of {found[1]} from clips of "
+                f"{found[2]} frames; the recipe's model is for {wanted[0]}, {wanted[1]} and {wanted[2]}."
+            )
+        if config.text_from:
+            text = vdm.load_vdm(root / config.text_from)[1].requires_grad_(False)
+        else:
+            text = TextEncoder(_words(config))
+        module = nn.ModuleDict({"net": MotionDiT(model).init_weights(), "text": text, "codec": codec})
+        if config.start_from:
+            net, text, _ = cmd.load_cmd(root / config.start_from)
+            weights.load_into(module["net"], net.state_dict(), "network")
+            weights.load_into(module["text"], text.state_dict(), "text encoder")
+        return module.train()
+
+    @staticmethod
+    def loss(module: nn.ModuleDict, batch: "Batch", config, phase, generator: torch.Generator) -> Tensor:
+        """The objective of one step."""
+        with torch.no_grad():
+            encoded = module["codec"].encode(batch.clips)
+        context = module["text"](batch.tokens)
+        motion, content = encoded.motion.float(), encoded.content[:, 0].float()
+        return motion_loss(module["net"], motion, content, generator, context, phase.drop_context, phase.time_power)
+
+    @staticmethod
+    def info(config, module: nn.ModuleDict, steps: int) -> dict:
+        """The description that goes into the exported file."""
+        text, codec = module["text"].config, module["codec"].config
+        return cmd.to_info(config.model, text, codec, seed=config.seed, steps=steps)
+
+
+def _words(config) -> TextConfig:
+    return TextConfig(VOCABULARY, config.text_length, config.text_width, config.text_layers)
+
+
+SYSTEMS = {vdm.SYSTEM: VDM, content_motion.SYSTEM: ContentMotion, cmd.SYSTEM: CMD}

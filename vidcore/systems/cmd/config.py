@@ -40,6 +40,16 @@ class MotionConfig:
     def schedule(self) -> CosineSchedule:
         return CosineSchedule(self.log_snr_min, self.log_snr_max)
 
+    @property
+    def stride(self) -> int:
+        """Height and width of a clip must be multiples of this many pixels."""
+        return self.content_patch
+
+    @property
+    def longest(self) -> int:
+        """The longest clip that has one content frame."""
+        return self.frames
+
     @classmethod
     def tiny(cls) -> "MotionConfig":
         """Small enough for a unit test; fits `ContentMotionConfig.tiny`."""

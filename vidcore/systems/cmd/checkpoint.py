@@ -1,0 +1,28 @@
+"""CMD in one safetensors file: the motion model, its text encoder and the autoencoder."""
+
+import dataclasses
+import os
+
+from ... import weights
+from ...codec.content_motion import ContentMotionCodec, ContentMotionConfig, load_codec
+from ...text import TextConfig, TextEncoder
+from .config import MotionConfig
+from .net import MotionDiT
+
+SYSTEM = "cmd"
+
+
+def to_info(model: MotionConfig, text: TextConfig, codec: ContentMotionConfig, **about) -> dict:
+    """The JSON-able description that goes into the file; ``about`` adds where the weights come from."""
+    parts = {"model": model, "text": text, "codec": codec}
+    return {"system": SYSTEM, **{name: dataclasses.asdict(config) for name, config in parts.items()}, **about}
+
+
+def load_cmd(path: str | os.PathLike) -> tuple[MotionDiT, TextEncoder, ContentMotionCodec]:
+    """The parts of a file, in evaluation mode on the CPU. Raises `weights.WeightsError`."""
+    tensors, info = weights.load(path)
+    model, text = weights.from_info(info, SYSTEM, MotionConfig, TextConfig)
+    net, encoder = MotionDiT(model), TextEncoder(text)
+    weights.load_into(net, weights.part(tensors, "net."), "network")
+    weights.load_into(encoder, weights.part(tensors, "text."), "text encoder")
+    return net.eval(), encoder.eval(), load_codec(path)
