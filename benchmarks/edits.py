@@ -78,7 +78,7 @@ def prompt(protocol, name: str, source: Scene, edits: list[tuple[str, Scene]]) -
         "tuned": node(
             "TuneAVideo", model=["model", 0], vae=["model", 2], frames=["frames", 0], positive=["source", 0],
             steps=protocol.tuning_steps, learning_rate=protocol.learning_rate, seed=0, name=name, norm=protocol.norm,
-            preview_every=0,
+            preview_every=0, frame_order=protocol.frame_order,
         ),
         "inverted": node(
             "DDIMInvert", model=["tuned", 0], positive=[protocol.invert_with, 0], latent_image=["clip", 0],
@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--tuning-steps", type=int, default=100)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--norm", choices=("frame", "clip"), default="frame")
+    parser.add_argument("--frame-order", action="store_true", help="temporal attention sees the frames' numbers")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--skip", type=int, default=2, help="steps at the clean end that inversion begins above")
     parser.add_argument("--invert-with", choices=("empty", "source"), default="empty", help="the text for inversion")

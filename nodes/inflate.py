@@ -32,9 +32,9 @@ def find_blocks(net: UNetModel) -> tuple[Block, ...]:
     )
 
 
-def tune_config(model, norm: str = "frame") -> TuneConfig:
+def tune_config(model, norm: str = "frame", order: bool = False) -> TuneConfig:
     """The inflation of a MODEL. Raises ValueError if it is not an image model with a U-Net and text."""
-    return TuneConfig(find_blocks(image_unet(model, "Tune-A-Video")), norm)
+    return TuneConfig(find_blocks(image_unet(model, "Tune-A-Video")), norm, order)
 
 
 def base_weight(model, key: str) -> torch.Tensor:

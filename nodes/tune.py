@@ -72,12 +72,17 @@ class TuneAVideo(io.ComfyNode):
                 io.Combo.Input(
                     "continue_from", options=[NEW, *states], default=NEW, optional=True, advanced=True,
                     tooltip="A run that was cancelled, or kept its state: goes on up to `steps` exactly as if it had never "
-                    "stopped, with that run's seed and norm.",
+                    "stopped, with that run's seed, norm and frame order.",
                 ),
                 io.Boolean.Input(
                     "keep_state", default=False, optional=True, advanced=True,
                     tooltip="Also keeps what is needed to continue a finished run, three times as large as the file. A "
                     "cancelled run always keeps it.",
+                ),
+                io.Boolean.Input(
+                    "frame_order", default=False, optional=True, advanced=True,
+                    tooltip="Lets temporal attention see the frames' numbers, so that the motion is learned too, and not "
+                    "only kept in the inverted noise. The paper does without.",
                 ),
             ],
             outputs=[
@@ -90,9 +95,9 @@ class TuneAVideo(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, vae, frames, positive, steps, learning_rate, seed, name, norm=NORMS[0], preview_every=100,
-        memory_saver=False, continue_from=NEW, keep_state=False,
+        memory_saver=False, continue_from=NEW, keep_state=False, frame_order=False,
     ) -> io.NodeOutput:  # fmt: skip
-        config = tune_config(model, norm)
+        config = tune_config(model, norm, frame_order)
         check_clip(frames, vae)
         state = None
         if continue_from != NEW:
@@ -100,8 +105,8 @@ class TuneAVideo(io.ComfyNode):
             before = weights.read_info(state)
             if before["step"] >= steps:
                 raise ValueError(f"{continue_from} has {before['step']} steps already; please ask for more than that in all")
-            norm, seed = before.get("norm", norm), before.get("seed", seed)
-            config = tune_config(model, norm)
+            seed = before.get("seed", seed)
+            config = tune_config(model, before.get("norm", norm), before.get("order", False))
         layers = new_layers(config, seed)
         path = free_path(name)
         check_room(path, 4 * sum(p.numel() * p.element_size() for p in layers.parameters()))
@@ -195,7 +200,7 @@ class LoadTunedVideo(io.ComfyNode):
     @classmethod
     def execute(cls, model, tuned_name, strength=1.0, other_base=False) -> io.NodeOutput:
         layers, base, info = load_tuned(folder_paths.get_full_path_or_raise(TUNED, tuned_name))
-        config = tune_config(model, layers.config.norm)
+        config = tune_config(model, layers.config.norm, layers.config.order)
         if config.blocks != layers.config.blocks:
             raise ValueError(
                 f"{tuned_name} was tuned on a {info.get('base', 'model')} with {describe(layers.config)}; this is a "

@@ -9,8 +9,10 @@ from torch import nn
 
 from vidcore import weights
 from vidcore.denoise import target, to_x0, x0_weight
+from vidcore.layers.attention import attention
 from vidcore.layers.clip_norm import norm_over_clip
 from vidcore.layers.frame_attention import FrameAttention
+from vidcore.layers.timesformer import grid_positions
 from vidcore.sample import Level, ddim_step, sample
 from vidcore.systems.tune_a_video import (
     Block,
@@ -68,6 +70,18 @@ def test_frame_attention_has_no_order():
     torch.testing.assert_close(layer(x[order], 4), layer(x, 4)[order])
     assert not torch.allclose(layer(x, 4), x)
     torch.testing.assert_close(layer(x, 4, strength=0.0), x)
+
+
+def test_frame_attention_with_order_is_that_of_tokens_with_their_frame_s_sinusoids():
+    layer, x = frame_attention(), torch.randn(4, 5, 8)
+    nn.init.normal_(layer.to_out.weight)
+    ordered = FrameAttention(8, 2, order=True)
+    ordered.load_state_dict(layer.state_dict())
+    order = [2, 0, 3, 1]
+    assert not torch.allclose(ordered(x[order], 4), ordered(x, 4)[order], atol=1e-3)
+    tokens = nn.functional.layer_norm(x, (8,)) + grid_positions((4,), 8)[0][:, None]
+    q, k, v = (layer(tokens.movedim(0, 1)) for layer in (layer.to_q, layer.to_k, layer.to_v))
+    torch.testing.assert_close(ordered(x, 4), x + layer.to_out(attention(q, k, v, 2)).movedim(0, 1))
 
 
 def test_heads_must_divide_the_width():
@@ -302,6 +316,17 @@ def test_a_saved_clip_loads_to_the_same_bits(tmp_path):
     a, b = layers.state_dict(), again.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not any(p.requires_grad for p in again.parameters())
+
+
+def test_the_order_of_frames_is_kept_and_files_from_before_it_have_none(tmp_path):
+    with_order = load_tuned(saved(tmp_path, order=True)[0])[0]
+    assert with_order.config.order and all(block.temporal.order for block in with_order.blocks)
+    layers = TunedLayers(TINY)
+    kept = {f"layers.{k}": v for k, v in layers.state_dict().items()} | {"base": torch.ones(4)}
+    info = to_info(TINY)
+    del info["order"]
+    weights.save(tmp_path / "old.safetensors", kept, info)
+    assert not load_tuned(tmp_path / "old.safetensors")[0].config.order
 
 
 def test_files_that_are_no_tuned_clip_are_refused(tmp_path):

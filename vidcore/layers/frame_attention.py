@@ -6,25 +6,28 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import attention
+from .timesformer import grid_positions
 
 
 class FrameAttention(nn.Module):
     """x + W_O attention(norm(x)) over the frames at one place; the last part of an inflated transformer block.
 
-    There are no positions and no mask, so the order of the frames enters only through sparse-causal attention. W_O and its
+    In the paper there are no positions and no mask, so the order of the frames enters only through sparse-causal attention;
+    with ``order`` (ours) queries, keys and values also see sinusoids of the frame's number. W_O and its
     bias start at zero, so that an inflated network begins as it was. (The official code zeroes W_O alone, and so does not.)
     The norm has no weights: the official code has some and never trains them.
 
     Args:
         width: channels of the tokens.
         heads: of the block's own attention.
+        order: whether frames know their number.
     """
 
-    def __init__(self, width: int, heads: int, operations=nn, **factory):
+    def __init__(self, width: int, heads: int, operations=nn, order: bool = False, **factory):
         super().__init__()
         if width % heads:
             raise ValueError(f"{heads} heads do not divide {width} channels")
-        self.heads = heads
+        self.heads, self.order = heads, order
         self.to_q = operations.Linear(width, width, bias=False, **factory)
         self.to_k = operations.Linear(width, width, bias=False, **factory)
         self.to_v = operations.Linear(width, width, bias=False, **factory)
@@ -42,5 +45,7 @@ class FrameAttention(nn.Module):
     def forward(self, x: Tensor, frames: int, strength: float = 1.0) -> Tensor:
         """x: (B frames) L C, the frames of a clip one after another; same shape out. ``strength`` scales what is added."""
         tokens = rearrange(F.layer_norm(x, x.shape[-1:]), "(b t) l c -> (b l) t c", t=frames)
+        if self.order:
+            tokens = tokens + grid_positions((frames,), x.shape[-1], x.device)[0].to(x)
         mixed = self.to_out(attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.heads))
         return x + strength * rearrange(mixed, "(b l) t c -> (b t) l c", l=x.shape[1])

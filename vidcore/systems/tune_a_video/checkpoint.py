@@ -16,7 +16,13 @@ SAME_BASE = 0.03
 
 def to_info(config: TuneConfig, **about) -> dict:
     """The JSON-able description that goes into the file; ``about`` adds the clip, its text, and how it was tuned."""
-    return {"system": SYSTEM, "blocks": [asdict(b) for b in config.blocks], "norm": config.norm, **about}
+    return {
+        "system": SYSTEM,
+        "blocks": [asdict(b) for b in config.blocks],
+        "norm": config.norm,
+        "order": config.order,
+        **about,
+    }
 
 
 def from_info(info: dict) -> TuneConfig:
@@ -28,7 +34,7 @@ def from_info(info: dict) -> TuneConfig:
     if info.get("system") != SYSTEM:
         raise weights.WeightsError(f"expected a tuned clip ('{SYSTEM}'), this file holds '{info.get('system')}'.")
     try:
-        return TuneConfig(tuple(Block(**b) for b in info["blocks"]), info["norm"])
+        return TuneConfig(tuple(Block(**b) for b in info["blocks"]), info["norm"], info.get("order", False))
     except (KeyError, TypeError, ValueError) as error:
         raise weights.WeightsError(f"the file's description does not fit this version of VidCore: {error}.") from None
 

@@ -30,6 +30,8 @@ class TuneConfig:
         norm: "frame": group norms see one frame, as in the image model, so that an inflated network that was not tuned
             treats every frame's features alike. "clip": those of residual blocks and the output see the whole clip, as in
             Tune-A-Video's code.
+        order: whether temporal attention sees the frames' numbers. The paper's does not, and leaves the motion to the noise
+            that inversion finds; with it the layers can learn where things are in which frame. Ours.
 
     Raises:
         ValueError: if ``norm`` is neither, or there are no blocks.
@@ -37,6 +39,7 @@ class TuneConfig:
 
     blocks: tuple[Block, ...]
     norm: Norm = "frame"
+    order: bool = False
 
     def __post_init__(self):
         if self.norm not in get_args(Norm):

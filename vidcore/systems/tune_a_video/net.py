@@ -23,14 +23,15 @@ class TunedBlock(nn.Module):
 
     Args:
         width, heads: of the block.
+        order: whether frames know their number, see `FrameAttention`.
     """
 
-    def __init__(self, width: int, heads: int, operations=nn, device=None, dtype=None):
+    def __init__(self, width: int, heads: int, order: bool = False, operations=nn, device=None, dtype=None):
         super().__init__()
         factory = dict(device=device, dtype=dtype)
         self.self_query = nn.Parameter(torch.zeros(width, width, **factory))  # of sparse-causal attention
         self.text_query = nn.Parameter(torch.zeros(width, width, **factory))  # of cross-attention
-        self.temporal = FrameAttention(width, heads, operations, **factory)
+        self.temporal = FrameAttention(width, heads, operations, order, **factory)
 
 
 class TunedLayers(nn.Module):
@@ -39,7 +40,9 @@ class TunedLayers(nn.Module):
     def __init__(self, config: TuneConfig, operations=nn, device=None, dtype=None):
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(TunedBlock(b.width, b.heads, operations, device, dtype) for b in config.blocks)
+        self.blocks = nn.ModuleList(
+            TunedBlock(b.width, b.heads, config.order, operations, device, dtype) for b in config.blocks
+        )
 
     def init_weights(self, seed: int) -> "TunedLayers":
         """The start of tuning: nothing changes a picture yet, and what does is drawn from ``seed`` alone."""
