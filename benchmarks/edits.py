@@ -2,12 +2,14 @@
 
 Run it where the core's packages are installed; ComfyUI is set up as for ``start.py``. On the shipped image model, each of
 ``--clips`` procedural clips of one thing is learned by Tune-A-Video; then its colour, its shape and its background are
-edited, one at a time, with DDIM inversion and from fresh noise. The rule-based tracker judges every edit:
+edited, one at a time, ``--edits-of-a-kind`` each, with DDIM inversion and from fresh noise. The rule-based tracker judges
+every edit:
 
 - applied: the edited attribute is the asked one, and there is one thing;
-- motion kept: the clip moves as the source does, by the tracker's word for it;
+- motion kept: the clip moves as the source does, by the tracker's word for it ("left", "orbit"...);
 - rest kept: the two attributes that were not edited are the source's;
-- path: mean distance from the source's path, in widths of the frame; a thing not found counts 0.5.
+- path: mean distance from the source's path, in widths of the frame; a thing not found counts 0.5;
+- near: whether that is at most 2 pixels of 32.
 
 Prints a JSON record with the protocol that made it.
 """
@@ -36,14 +38,15 @@ from vidcore.metrics.tracker import observe  # noqa: E402
 
 KINDS = ("colour", "shape", "background")
 ROUND = ("circle", "ring")
+NEAR = 2 / 32
 
 
 def node(kind: str, /, **inputs) -> dict:
     return {"class_type": kind, "inputs": inputs}
 
 
-def edited(scene: Scene, kind: str, rng: np.random.Generator) -> Scene:
-    """The scene with another colour, shape or background, one that can be seen."""
+def edited(scene: Scene, kind: str, rng: np.random.Generator, count: int) -> list[Scene]:
+    """The scene with other colours, shapes or backgrounds, as many as asked for if there are, all of which can be seen."""
     (thing,) = scene.things
 
     def seen(colour: str, background: str) -> bool:
@@ -51,19 +54,21 @@ def edited(scene: Scene, kind: str, rng: np.random.Generator) -> Scene:
 
     if kind == "background":
         others = [b for b in BACKGROUNDS if b != scene.background and seen(thing.colour, b)]
-        return Scene(scene.things, str(rng.choice(others)))
+        return [Scene(scene.things, str(b)) for b in rng.permutation(others)[:count]]
     if kind == "colour":
         others = [c for c in COLOURS if c != thing.colour and seen(c, scene.background)]
     else:
         others = [s for s in SHAPES if s != thing.shape and not (thing.motion == "rotate" and s in ROUND)]
-    return Scene((dataclasses.replace(thing, **{kind: str(rng.choice(others))}),), scene.background)
+    changed = (dataclasses.replace(thing, **{kind: str(other)}) for other in rng.permutation(others)[:count])
+    return [Scene((other,), scene.background) for other in changed]
 
 
 def tasks(protocol) -> list[tuple[Scene, list[tuple[str, Scene]]]]:
     """Source scenes, each with the edits to make of it."""
     rng = np.random.default_rng(protocol.seed)
     sources = [random_scene(rng, sizes=("large",)) for _ in range(protocol.clips)]
-    return [(scene, [(kind, edited(scene, kind, rng)) for kind in KINDS]) for scene in sources]
+    each = protocol.edits_of_a_kind
+    return [(scene, [(kind, e) for kind in KINDS for e in edited(scene, kind, rng, each)]) for scene in sources]
 
 
 def prompt(protocol, name: str, source: Scene, edits: list[tuple[str, Scene]]) -> dict:
@@ -107,11 +112,13 @@ def judge(clip: np.ndarray, truth: np.ndarray, scene: Scene, kind: str) -> dict:
         "shape": one and seen.things[0].shape == asked.shape,
         "background": seen.background == scene.background,
     }
+    path = trajectory_error(clip, truth, list(range(len(truth))))
     return {
         "applied": one and found[kind],
         "motion_kept": one and seen.things[0].motion == source.things[0].motion,
         "rest_kept": all(found[other] for other in KINDS if other != kind),
-        "path": trajectory_error(clip, truth, list(range(len(truth)))),
+        "path": path,
+        "near": path <= NEAR,
     }
 
 
@@ -136,9 +143,10 @@ def run(protocol) -> tuple[dict, dict]:
                         item = history["outputs"][f"keep_{way}{i}"]["latents"][0]
                         made = load_file(base / "output" / item["subfolder"] / item["filename"])["latent_tensor"]
                         clip = (made.clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
-                        clips[f"{name} {kind} {way}"] = clip
+                        clips[f"{name} {i} {kind} {way}"] = clip
                         found[way][kind].append(judge(clip, truth, scene, kind))
-                print(f"{number + 1}/{protocol.clips}: {caption(source)}", file=sys.stderr, flush=True)
+                so_far = mean([s for scores in found["inversion"].values() for s in scores])
+                print(f"{number + 1}/{protocol.clips}: {caption(source)}; {so_far}", file=sys.stderr, flush=True)
     return {way: {**by, "all": [s for scores in by.values() for s in scores]} for way, by in found.items()}, clips
 
 
@@ -149,11 +157,12 @@ def mean(scores: list[dict]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="shapes-image.safetensors")
-    parser.add_argument("--clips", type=int, default=17)
+    parser.add_argument("--clips", type=int, default=6)
+    parser.add_argument("--edits-of-a-kind", type=int, default=3)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--tuning-steps", type=int, default=100)
+    parser.add_argument("--tuning-steps", type=int, default=500)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--norm", choices=("frame", "clip"), default="frame")
     parser.add_argument("--frame-order", action="store_true", help="temporal attention sees the frames' numbers")
