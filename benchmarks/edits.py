@@ -85,19 +85,21 @@ def prompt(protocol, name: str, source: Scene, edits: list[tuple[str, Scene]]) -
             steps=protocol.tuning_steps, learning_rate=protocol.learning_rate, seed=0, name=name, norm=protocol.norm,
             preview_every=0, frame_order=protocol.frame_order,
         ),
-        "inverted": node(
-            "DDIMInvert", model=["tuned", 0], positive=[protocol.invert_with, 0], latent_image=["clip", 0],
-            method="fixed_point", start_at_step=protocol.start_at_step, end_at_step=protocol.steps - protocol.skip,
-            round_trip=False, **grid,
-        ),
     }  # fmt: skip
-    for number, (_, scene) in enumerate(edits):
+    starts = {kind: protocol.start_at_step for kind in KINDS} | {"background": protocol.background_start}
+    for start_at in set(starts.values()):
+        nodes[f"inverted{start_at}"] = node(
+            "DDIMInvert", model=["tuned", 0], positive=[protocol.invert_with, 0], latent_image=["clip", 0],
+            method="fixed_point", start_at_step=start_at, end_at_step=protocol.steps - protocol.skip, round_trip=False,
+            **grid,
+        )  # fmt: skip
+    for number, (kind, scene) in enumerate(edits):
         nodes[f"text{number}"] = node("CLIPTextEncode", clip=["model", 1], text=caption(scene))
-        for way, latent, fresh in (("inversion", "inverted", False), ("noise", "clip", True)):
+        for way, latent, fresh in (("inversion", f"inverted{starts[kind]}", False), ("noise", "clip", True)):
             nodes[f"{way}{number}"] = node(
                 "SampleVideo", model=["tuned", 0], positive=[f"text{number}", 0], negative=["empty", 0],
                 latent_image=[latent, 0], seed=number, guidance_scale=protocol.guidance_scale, sampler="ddim",
-                add_noise=fresh, start_at_step=0 if fresh else protocol.start_at_step, **grid,
+                add_noise=fresh, start_at_step=0 if fresh else starts[kind], **grid,
             )  # fmt: skip
             nodes[f"keep_{way}{number}"] = node("SaveLatent", samples=[f"{way}{number}", 0], filename_prefix="latents/edit")
     return nodes
@@ -170,6 +172,7 @@ def main() -> None:
     parser.add_argument("--skip", type=int, default=2, help="steps at the clean end that inversion begins above")
     parser.add_argument("--invert-with", choices=("empty", "source"), default="empty", help="the text for inversion")
     parser.add_argument("--start-at-step", type=int, default=0, help="steps at the noisy end that inversion leaves out")
+    parser.add_argument("--background-start", type=int, default=0, help="the same for edits of the background")
     parser.add_argument("--guidance-scale", type=float, default=3.0)
     parser.add_argument("--keep", type=Path, help="file (.npz) for all clips, to look at")
     protocol = parser.parse_args()
