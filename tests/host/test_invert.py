@@ -79,7 +79,7 @@ def test_the_error_is_told_and_iterations_lower_it(run, clip):
     _, load = clip
     nodes = {**loaded(TEXT), "5": load}
     for i, how in enumerate((dict(method="ddim"), dict(iterations=4), dict(round_trip=False))):
-        nodes[f"1{i}"] = inverted(end_at_step=14, seed=1, **how)
+        nodes[f"1{i}"] = inverted(start_at_step=4, end_at_step=14, seed=1, **how)
         nodes[f"2{i}"] = node("PreviewAny", source=[f"1{i}", 1])
     told = run(nodes)["outputs"]
     rough, fine, none = (float(told[f"2{i}"]["text"][0]) for i in range(3))
