@@ -96,6 +96,22 @@ def test_a_tuned_clip_is_saved_and_loads_to_the_same_clip(nodes, latents, run, f
     assert apart(loaded["20"], found["13"]) > 0.05 and apart(loaded["22"], loaded["20"]) > 0.01
 
 
+def test_frame_order_is_learned_kept_and_loaded(nodes, latents, server, folder):
+    nodes["9"] = tune(steps=5)
+    sampled(nodes, "9", "10")
+    nodes["19"] = tune(steps=5, frame_order=True)
+    sampled(nodes, "19", "11")
+    found = latents(nodes)
+    assert apart(found["10"], found["11"]) > 1e-3
+    plain, ordered = sorted(folder.glob("*.safetensors"), key=lambda path: load_tuned(path)[2]["order"])
+    assert not load_tuned(plain)[0].config.order and load_tuned(ordered)[0].config.order
+    server.get("/object_info/LoadTunedVideo")
+    for number, path in (("9", plain), ("19", ordered)):
+        nodes[number] = node("LoadTunedVideo", model=["1", 0], tuned_name=path.name)
+    again = latents(nodes)
+    assert torch.equal(again["10"], found["10"]) and torch.equal(again["11"], found["11"])
+
+
 def test_layers_before_their_first_step_are_sparse_causal_attention(nodes, latents, server, folder):
     """The inflated model is the one that sparse-causal attention alone gives, bit for bit, with group norms per frame."""
     nodes["9"] = tune(steps=1)
