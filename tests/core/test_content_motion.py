@@ -6,7 +6,8 @@ import torch
 from einops import rearrange
 
 from vidcore.codec.content_motion import CONFIGS, ContentMotionCodec, ContentMotionConfig, reconstruction_loss
-from vidcore.layers.timesformer import TimeSformerBlock, grid_positions
+from vidcore.layers.embed import grid_positions
+from vidcore.layers.timesformer import TimeSformerBlock
 
 
 def make(seed=0, **changes):

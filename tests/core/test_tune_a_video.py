@@ -11,8 +11,8 @@ from vidcore import weights
 from vidcore.denoise import target, to_x0, x0_weight
 from vidcore.layers.attention import attention
 from vidcore.layers.clip_norm import norm_over_clip
+from vidcore.layers.embed import grid_positions
 from vidcore.layers.frame_attention import FrameAttention
-from vidcore.layers.timesformer import grid_positions
 from vidcore.sample import Level, ddim_step, sample
 from vidcore.systems.tune_a_video import (
     Block,

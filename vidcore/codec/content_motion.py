@@ -10,7 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .. import weights
-from ..layers.timesformer import TimeSformerBlock, grid_positions
+from ..layers.embed import grid_positions
+from ..layers.timesformer import TimeSformerBlock
 
 SYSTEM = "content_motion"
 

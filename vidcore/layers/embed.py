@@ -1,8 +1,9 @@
-"""Embeddings of noise level and text."""
+"""Embeddings of noise level, place and text."""
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -22,6 +23,23 @@ def place_features(frames: int, width: int, device=None) -> Tensor:
     """Where each frame stands in its clip: cos(pi k u) for k = 1 to ``width``, u from 0 (first) to 1 (last); T width."""
     u = torch.linspace(0, 1, frames, device=device)
     return torch.cos(math.pi * u[:, None] * torch.arange(1, width + 1, device=device))
+
+
+def grid_positions(sizes: tuple[int, ...], width: int, device=None) -> list[Tensor]:
+    """Sinusoids of each coordinate of a grid, to be added to its tokens: for each axis a tensor n x ``width``.
+
+    Every axis has its own third (half, quarter...) of the channels, so that the sum tells all of them apart. Any size works:
+    the waves are from one step a radian to one in 10000.
+    """
+    share = width // len(sizes) // 2  # waves per axis
+    rates = torch.exp(torch.arange(share, device=device) * (-math.log(1e4) / share))
+    found = []
+    for number, size in enumerate(sizes):
+        angles = torch.arange(size, device=device)[:, None] * rates
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+        before = number * 2 * share
+        found.append(F.pad(waves, (before, width - before - 2 * share)))
+    return found
 
 
 class AttentionPooling(nn.Module):

@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import attention
-from .timesformer import grid_positions
+from .embed import grid_positions
 
 
 class FrameAttention(nn.Module):

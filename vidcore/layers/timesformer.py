@@ -1,9 +1,8 @@
 """Transformer block with divided space-time attention (TimeSformer, Bertasius et al. 2021, arXiv 2102.05095, section 3).
 
-CMD's autoencoder is made of them (arXiv 2403.14148, section 3.1). Positions are added to the tokens before the first block.
+CMD's autoencoder is made of them (arXiv 2403.14148, section 3.1). Positions (`embed.grid_positions`) are
+added to the tokens before the first block.
 """
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -11,23 +10,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import attention
-
-
-def grid_positions(sizes: tuple[int, ...], width: int, device=None) -> list[Tensor]:
-    """Sinusoids of each coordinate of a grid, to be added to its tokens: for each axis a tensor n x ``width``.
-
-    Every axis has its own third (half, quarter...) of the channels, so that the sum tells all of them apart. Any size works:
-    the waves are from one step a radian to one in 10000.
-    """
-    share = width // len(sizes) // 2  # waves per axis
-    rates = torch.exp(torch.arange(share, device=device) * (-math.log(1e4) / share))
-    found = []
-    for number, size in enumerate(sizes):
-        angles = torch.arange(size, device=device)[:, None] * rates
-        waves = torch.cat([angles.sin(), angles.cos()], dim=1)
-        before = number * 2 * share
-        found.append(F.pad(waves, (before, width - before - 2 * share)))
-    return found
 
 
 class _Attention(nn.Module):

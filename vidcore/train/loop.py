@@ -48,8 +48,7 @@ def train(
 
     Raises:
         FloatingPointError: if the loss is not finite; nothing after the last good save is kept.
-        weights.WeightsError: if a file to resume or start from does not fit the recipe.
-        ValueError: if the network to start from cannot grow to be the recipe's.
+        weights.WeightsError: if a file to resume or start from does not fit the recipe, nor can grow to.
     """
     output = root / config.output
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...layers.dit import DiTBlock, modulate
-from ...layers.embed import AttentionPooling, log_snr_features
-from ...layers.timesformer import grid_positions
+from ...layers.embed import AttentionPooling, grid_positions, log_snr_features
 from .config import MotionConfig
 
 NOISE_FEATURES = 256

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from ...layers.attention import TemporalAttention
+from ...weights import WeightsError
 from .config import VDMConfig
 from .net import UNet3D
 
@@ -41,12 +42,12 @@ def grow(net: UNet3D, config: VDMConfig) -> UNet3D:
         A new network, initialised for training where ``net`` has nothing.
 
     Raises:
-        ValueError: if ``config`` differs in anything else or asks for less.
+        WeightsError: if ``config`` differs in anything else or asks for less.
     """
     old = net.config
     same = replace(old, blocks=config.blocks, attention_sizes=config.attention_sizes) == config
     if not same or config.blocks < old.blocks or not set(old.attention_sizes) <= set(config.attention_sizes):
-        raise ValueError(
+        raise WeightsError(
             f"a network grows by blocks and attention_sizes alone; it has {old}, and was asked to become {config}"
         )
     grown = UNet3D(config).init_weights()
