@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import folders
+from .content_motion import AttachContentFrame, DecodeContentMotion, EncodeContentMotion
 from .extend import ExtendVideo, SpatialUpsample, TemporalUpsample
 from .guide import ReconstructionGuide
 from .invert import DDIMInvert
@@ -24,4 +25,5 @@ class VidCore(ComfyExtension):
             LoadVideoModel, EmptyVideoLatent, SampleVideo, SamplerVDM,
             ReconstructionGuide, TemporalUpsample, ExtendVideo, SpatialUpsample, OscillatingGuidance,
             DDIMInvert, SparseCausalAttention, TuneAVideo, LoadTunedVideo,
+            EncodeContentMotion, DecodeContentMotion, AttachContentFrame,
         ]  # fmt: skip

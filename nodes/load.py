@@ -5,17 +5,27 @@ import comfy.sd
 import folder_paths
 import torch
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..vidcore import weights
+from ..vidcore.codec import content_motion
 from ..vidcore.systems import image
+from ..vidcore.systems.cmd import checkpoint as cmd
 from ..vidcore.systems.vdm import checkpoint as vdm
+from .content_motion import Codec
 from .folders import FOLDER
+from .host_cmd import HostCodec, load_motion_model
 from .host_image import load_image_model
 from .host_text import load_clip
 from .host_vdm import load_model
 
 # Files that this node loads, by their system: what checks their description.
-READERS = {vdm.SYSTEM: vdm.from_info, image.SYSTEM: image.from_info}
+READERS = {
+    vdm.SYSTEM: vdm.from_info,
+    image.SYSTEM: image.from_info,
+    cmd.SYSTEM: cmd.from_info,
+    content_motion.SYSTEM: content_motion.from_info,
+}
 
 
 class LoadVideoModel(io.ComfyNode):
@@ -25,7 +35,7 @@ class LoadVideoModel(io.ComfyNode):
             node_id="LoadVideoModel",
             display_name="Load Video Model",
             category="video/loaders",
-            description="Loads a VidCore video model: the diffusion model, its text encoder and its VAE.",
+            description="Loads a VidCore video model: the diffusion model, its text encoder, its VAE and its codec.",
             search_aliases=["video diffusion", "vdm", "load checkpoint video", "vidcore"],
             inputs=[
                 io.Combo.Input(
@@ -38,6 +48,11 @@ class LoadVideoModel(io.ComfyNode):
                 io.Model.Output(tooltip="The video diffusion model, for SampleVideo, KSampler or SamplerCustomAdvanced."),
                 io.Clip.Output(tooltip="The model's own text encoder, for CLIP Text Encode."),
                 io.Vae.Output(tooltip="Turns the model's clips into images and back, for VAE Decode and VAE Encode."),
+                Codec.Output(
+                    "codec",
+                    tooltip="The content-motion autoencoder of a CMD model, for Encode and Decode Content Motion. Other "
+                    "models have none.",
+                ),
             ],
         )
 
@@ -57,14 +72,35 @@ class LoadVideoModel(io.ComfyNode):
     @classmethod
     def execute(cls, model_name) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise(FOLDER, model_name)
-        if weights.read_info(path)["system"] == image.SYSTEM:
-            return io.NodeOutput(load_image_model(path), load_clip(path), pixel_vae(clips=False))
-        return io.NodeOutput(load_model(path), load_clip(path), pixel_vae())
+        system = weights.read_info(path)["system"]
+        if system == content_motion.SYSTEM:  # for those who train their own
+            lacks = ExecutionBlocker(f"{model_name} is an autoencoder alone; please use its output codec.")
+            return io.NodeOutput(lacks, lacks, pixel_vae(clips=False), HostCodec(path))
+        if system == cmd.SYSTEM:
+            return io.NodeOutput(load_motion_model(path), load_clip(path), pixel_vae(clips=False), HostCodec(path))
+        if system == image.SYSTEM:
+            return io.NodeOutput(load_image_model(path), load_clip(path), pixel_vae(clips=False), None)
+        return io.NodeOutput(load_model(path), load_clip(path), pixel_vae(), None)
+
+
+class PixelVAE(comfy.sd.VAE):
+    """The host's pixel-space VAE, which says so when it is given latents that are not pixels."""
+
+    def __init__(self):
+        super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)})
+
+    def decode(self, samples_in, *args, **kwargs):
+        if samples_in.shape[1] != 3:
+            raise ValueError(
+                f"this VAE decodes clips and pictures of 3 channels; these latents have {samples_in.shape[1]}. Motion "
+                "latents are decoded by Decode Content Motion, others by the VAE of their model."
+            )
+        return super().decode(samples_in, *args, **kwargs)
 
 
 def pixel_vae(clips: bool = True) -> comfy.sd.VAE:
     """The host's pixel-space VAE; for ``clips`` told that latents have a time axis, or it would decode only frame 0."""
-    vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
+    vae = PixelVAE()
     if clips:
         vae.latent_dim = 3
     vae.patcher.cached_patcher_init = (_pixel_vae_patcher, ())

@@ -23,6 +23,7 @@ def test_every_node_is_there_and_no_stock_node_has_its_name(ours):
         "LoadVideoModel", "EmptyVideoLatent", "SampleVideo", "SamplerVDM",
         "ReconstructionGuide", "TemporalUpsample", "ExtendVideo", "SpatialUpsample", "OscillatingGuidance",
         "DDIMInvert", "SparseCausalAttention", "TuneAVideo", "LoadTunedVideo",
+        "EncodeContentMotion", "DecodeContentMotion", "AttachContentFrame",
     }  # fmt: skip
 
 
@@ -96,6 +97,9 @@ def test_input_order_is_kept_for_saved_workflows(ours):
             "memory_saver", "continue_from", "keep_state", "frame_order",
         ],
         "LoadTunedVideo": ["model", "tuned_name", "strength", "other_base"],
+        "EncodeContentMotion": ["codec", "frames", "vae"],
+        "DecodeContentMotion": ["codec", "content", "motion", "vae"],
+        "AttachContentFrame": ["model", "codec", "content", "vae"],
     }  # fmt: skip
     for name, order in released.items():
         now = ours[name]["input_order"]

@@ -126,6 +126,11 @@ class ContentMotionCodec(nn.Module):
         self.decoder = _Transformer(config, operations, **layer)
         self.clip_out = operations.Linear(config.width, pixels, **layer)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return self.clip_in.weight.dtype
+
     def init_weights(self) -> "ContentMotionCodec":
         """Initialise for training: at first the content frame is the mean of the frames."""
         nn.init.zeros_(self.importance.weight)
@@ -151,8 +156,9 @@ class ContentMotionCodec(nn.Module):
         return Encoded(torch.stack(content, dim=1), torch.cat(motion, dim=2), torch.cat(importance, dim=2))
 
     def _encode_window(self, clip: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
-        tokens = self.encoder(self.clip_in(self._patches(clip)), chunk)  # u
-        importance = self._pixels(self.importance(tokens)).softmax(dim=2)
+        tokens = self.encoder(self.clip_in(self._patches(clip).to(self.dtype)), chunk)  # u
+        # In the clip's own precision, so that a clip that stands still is its content frame.
+        importance = self._pixels(self.importance(tokens)).to(clip.dtype).softmax(dim=2)
         content = (importance * clip).sum(dim=2)  # x-bar = sum_l x_l softmax_l(f_I(u))
         # u is averaged over the columns for z_x, which then has an entry for each row, and over the rows for z_y.
         motion = torch.cat([self.motion_x(tokens.mean(dim=3)), self.motion_y(tokens.mean(dim=2))], dim=2)
@@ -186,8 +192,8 @@ class ContentMotionCodec(nn.Module):
         return torch.cat([self._decode_window(content[:, i], part, rows, chunk) for i, part in enumerate(parts)], dim=2)
 
     def _decode_window(self, content: Tensor, motion: Tensor, rows: int, chunk: int) -> Tensor:
-        still = self.content_in(self._patches(content[:, :, None]))  # v_t, B 1 H' W' C'
-        motion = rearrange(motion, "b d t s -> b t s d")
+        still = self.content_in(self._patches(content[:, :, None]).to(self.dtype))  # v_t, B 1 H' W' C'
+        motion = rearrange(motion, "b d t s -> b t s d").to(self.dtype)
         x, y = self.from_x(motion[:, :, :rows]), self.from_y(motion[:, :, rows:])
         tokens = still + x[:, :, :, None] + y[:, :, None]  # v = v_t + v_x + v_y
         return self._pixels(self.clip_out(self.decoder(tokens, chunk)))
@@ -225,13 +231,18 @@ def to_info(config: ContentMotionConfig, **about) -> dict:
     return {"system": SYSTEM, "codec": dataclasses.asdict(config), **about}
 
 
-def load_codec(path: str | os.PathLike) -> ContentMotionCodec:
-    """The autoencoder of a file, in evaluation mode on the CPU. Raises `weights.WeightsError`."""
-    tensors, info = weights.load(path)
+def from_info(info: dict) -> ContentMotionConfig:
+    """The inverse of `to_info`, also for files that hold more. Raises `weights.WeightsError`."""
     if "codec" not in info:
         raise weights.WeightsError(
             f"expected a model with a content-motion autoencoder, this file holds '{info['system']}'."
         )
-    codec = ContentMotionCodec(weights.entry(info, "codec", ContentMotionConfig))
-    weights.load_into(codec, weights.part(tensors, "codec."), "autoencoder")
+    return weights.entry(info, "codec", ContentMotionConfig)
+
+
+def load_codec(path: str | os.PathLike) -> ContentMotionCodec:
+    """The autoencoder of a file, in evaluation mode on the CPU. Raises `weights.WeightsError`."""
+    tensors, info = weights.load(path, "codec.")
+    codec = ContentMotionCodec(from_info(info))
+    weights.load_into(codec, tensors, "autoencoder")
     return codec.eval()

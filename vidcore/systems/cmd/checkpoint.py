@@ -4,7 +4,8 @@ import dataclasses
 import os
 
 from ... import weights
-from ...codec.content_motion import ContentMotionCodec, ContentMotionConfig, load_codec
+from ...codec import content_motion
+from ...codec.content_motion import ContentMotionCodec, ContentMotionConfig
 from ...text import TextConfig, TextEncoder
 from .config import MotionConfig
 from .net import MotionDiT
@@ -18,11 +19,16 @@ def to_info(model: MotionConfig, text: TextConfig, codec: ContentMotionConfig, *
     return {"system": SYSTEM, **{name: dataclasses.asdict(config) for name, config in parts.items()}, **about}
 
 
+def from_info(info: dict) -> tuple[MotionConfig, TextConfig, ContentMotionConfig]:
+    """The inverse of `to_info`. Raises `weights.WeightsError` if this is not a CMD model."""
+    return *weights.from_info(info, SYSTEM, MotionConfig, TextConfig), content_motion.from_info(info)
+
+
 def load_cmd(path: str | os.PathLike) -> tuple[MotionDiT, TextEncoder, ContentMotionCodec]:
     """The parts of a file, in evaluation mode on the CPU. Raises `weights.WeightsError`."""
     tensors, info = weights.load(path)
-    model, text = weights.from_info(info, SYSTEM, MotionConfig, TextConfig)
+    model, text, _ = from_info(info)
     net, encoder = MotionDiT(model), TextEncoder(text)
     weights.load_into(net, weights.part(tensors, "net."), "network")
     weights.load_into(encoder, weights.part(tensors, "text."), "text encoder")
-    return net.eval(), encoder.eval(), load_codec(path)
+    return net.eval(), encoder.eval(), content_motion.load_codec(path)

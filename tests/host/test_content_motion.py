@@ -1,0 +1,229 @@
+"""A clip as one picture and its motion, in a real ComfyUI; random weights, in the shipped file's layout."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import start
+from vidcore import weights
+from vidcore.codec import content_motion
+from vidcore.codec.content_motion import ContentMotionCodec, ContentMotionConfig
+from vidcore.data.shapes import VOCABULARY, random_scene, render
+from vidcore.systems.cmd import MotionConfig, MotionDiT, checkpoint
+from vidcore.text import TextConfig, TextEncoder
+
+from .prompts import keep_latent, node, sample
+
+CODEC = ContentMotionConfig(frames=8, size=(32, 32), width=24, latent=4, depth=1, heads=2, head_width=8, patch=4)
+MODEL = MotionConfig(latent=4, frames=8, entries=16, content_patch=4, width=32, depth=2, heads=2, context=16, prediction="v")
+TEXT = TextConfig(VOCABULARY, 24, 16, 1)
+
+
+def random_parts(seed=0):
+    torch.manual_seed(seed)
+    parts = {"codec": ContentMotionCodec(CODEC), "net": MotionDiT(MODEL), "text": TextEncoder(TEXT)}
+    return {name: part.eval() for name, part in parts.items()}
+
+
+def file_of(tmp_path, parts, info):
+    tensors = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+    weights.save(tmp_path / "model.safetensors", tensors, info)
+    return (tmp_path / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def parts():
+    return random_parts()
+
+
+@pytest.fixture
+def cmd_file(parts, tmp_path, model_file):
+    return model_file(file_of(tmp_path, parts, checkpoint.to_info(MODEL, TEXT, CODEC)), "cmd.safetensors")
+
+
+@pytest.fixture
+def clip_file(server):
+    """A procedural clip as a LATENT of pixels in the host's input folder, and its tensor 1 C T H W."""
+    kept = []
+
+    def make(frames=8, size=32, seed=3):
+        clip = torch.from_numpy(render(random_scene(np.random.default_rng(seed)), frames, size)).permute(3, 0, 1, 2)[None]
+        path = server.base / "input" / f"clip{len(kept)}.latent"
+        path.parent.mkdir(exist_ok=True)
+        tensors = {"latent_tensor": (clip * 2 - 1).contiguous(), "latent_format_version_0": torch.zeros(1)}
+        save_file(tensors, path)
+        server.get("/object_info/LoadLatent")
+        kept.append(path)
+        return path.name, clip * 2 - 1
+
+    yield make
+    for path in kept:
+        path.unlink()
+
+
+def loaded(name, clip):
+    """Model, its clip as frames, and both parts of it: nodes 1, 5 and 6."""
+    return {
+        "1": node("LoadVideoModel", model_name=name),
+        "2": node("CLIPTextEncode", clip=["1", 1], text="a red star rotates over a black background"),
+        "3": node("CLIPTextEncode", clip=["1", 1], text=""),
+        "4": node("LoadLatent", latent=clip),
+        "40": node("LoadVideoModel", model_name="shapes-vdm.safetensors"),
+        "5": node("VAEDecode", samples=["4", 0], vae=["40", 2]),
+        "6": node("EncodeContentMotion", codec=["1", 3], frames=["5", 0]),
+    }
+
+
+def pictures(output, entry):
+    return np.stack([np.array(Image.open(output(item)).convert("RGB")) for item in entry["images"]]) / 255.0
+
+
+def eight_bit(clip):
+    """A clip 1 C T H W in [-1, 1] as a PNG would hold it."""
+    return ((clip[0].permute(1, 2, 3, 0) + 1) / 2).clamp(0, 1).numpy()
+
+
+def test_both_parts_are_the_cores_and_make_the_clip_again(parts, cmd_file, clip_file, run, output):
+    name, clip = clip_file(frames=11)  # two windows, the second one short
+    prompt = loaded(cmd_file, name) | {
+        "7": node("DecodeContentMotion", codec=["1", 3], content=["6", 0], motion=["6", 1]),
+        "8": node("SaveImage", images=["7", 0], filename_prefix="cm/made"),
+        "9": node("SaveImage", images=["6", 0], filename_prefix="cm/content"),
+        "10": node("SaveImage", images=["6", 2], filename_prefix="cm/importance"),
+        "11": keep_latent("6", "latents/motion"),
+    }
+    prompt["11"]["inputs"]["samples"] = ["6", 1]
+    outputs = run(prompt)["outputs"]
+    with torch.no_grad():
+        encoded = parts["codec"].encode(clip)
+        again = parts["codec"].decode(encoded.content, encoded.motion)
+    motion = load_file(output(outputs["11"]["latents"][0]))["latent_tensor"]
+    torch.testing.assert_close(motion, encoded.motion, atol=1e-4, rtol=1e-4)
+    content = pictures(output, outputs["9"])
+    assert content.shape == (2, 32, 32, 3)
+    assert np.abs(content - eight_bit(encoded.content[0].movedim(0, 1)[None])).max() < 0.006
+    made = pictures(output, outputs["8"])
+    assert made.shape == (11, 32, 32, 3) and np.abs(made - eight_bit(again)).max() < 0.006
+    importance = pictures(output, outputs["10"])
+    assert importance.shape == (11, 32, 32, 3) and importance.min() > 0 and importance.max() == 1
+
+
+def test_a_video_goes_in_and_an_edited_frame_changes_the_clip(cmd_file, clip_file, run, output):
+    prompt = loaded(cmd_file, clip_file()[0]) | {
+        "50": node("CreateVideo", images=["5", 0], fps=8),
+        "6": node("EncodeContentMotion", codec=["1", 3], frames=["50", 0]),
+        "7": node("ImageInvert", image=["6", 0]),
+        "8": node("DecodeContentMotion", codec=["1", 3], content=["6", 0], motion=["6", 1]),
+        "9": node("DecodeContentMotion", codec=["1", 3], content=["7", 0], motion=["6", 1]),
+        "10": node("SaveImage", images=["8", 0], filename_prefix="cm/as_is"),
+        "11": node("SaveImage", images=["9", 0], filename_prefix="cm/edited"),
+    }
+    outputs = run(prompt)["outputs"]
+    as_is, edited = pictures(output, outputs["10"]), pictures(output, outputs["11"])
+    assert as_is.shape == edited.shape == (8, 32, 32, 3) and np.abs(as_is - edited).mean() > 0.01
+
+
+def test_the_motion_model_samples_by_any_sampler(cmd_file, clip_file, latents):
+    prompt = loaded(cmd_file, clip_file(frames=16)[0]) | {
+        "7": node("AttachContentFrame", model=["1", 0], codec=["1", 3], content=["6", 0]),
+        "8": sample(model=("7", 0), latent=("7", 1)),
+        "9": node(
+            "KSampler", model=["7", 0], positive=["2", 0], negative=["3", 0], latent_image=["7", 1],
+            seed=1, steps=4, cfg=3.0, sampler_name="euler", scheduler="sgm_uniform", denoise=1.0,
+        ),
+        "10": node("ImageFromBatch", image=["6", 0], batch_index=1, length=1),
+        "11": node("AttachContentFrame", model=["1", 0], codec=["1", 3], content=["10", 0]),
+        "12": node("LatentFromBatch", samples=["7", 1], batch_index=1, length=1),
+        "13": sample(model=("11", 0), latent=("12", 0)),
+        "20": keep_latent("8", "latents/ours"),
+        "21": keep_latent("9", "latents/stock"),
+        "22": keep_latent("13", "latents/second"),
+    }  # fmt: skip
+    found = latents(prompt)
+    assert found["20"].shape == (2, 4, 8, 16) and torch.isfinite(found["20"]).all()
+    assert (found["20"] - found["21"]).abs().max() < 1e-2
+    torch.testing.assert_close(found["22"][0], found["20"][1], atol=1e-4, rtol=1e-4)  # each has its own content frame
+
+
+def test_sampled_motion_decodes_and_inverts(cmd_file, clip_file, run, output):
+    """One content frame, a motion that was sampled, inverted and sampled again, saved, loaded and decoded."""
+    prompt = loaded(cmd_file, clip_file()[0]) | {
+        "7": node("AttachContentFrame", model=["1", 0], codec=["1", 3], content=["6", 0]),
+        "8": node(
+            "DDIMInvert", model=["7", 0], positive=["2", 0], latent_image=["6", 1], steps=6, schedule="uniform_time",
+            method="fixed_point", start_at_step=1,
+        ),
+        "9": sample(
+            model=("7", 0), latent=("8", 0), steps=6, guidance_scale=1.0, add_noise=False, start_at_step=1,
+        ),
+        "10": node("DecodeContentMotion", codec=["1", 3], content=["6", 0], motion=["9", 0]),
+        "11": node("DecodeContentMotion", codec=["1", 3], content=["6", 0], motion=["6", 1]),
+        "12": node("SaveImage", images=["10", 0], filename_prefix="cm/round"),
+        "13": node("SaveImage", images=["11", 0], filename_prefix="cm/straight"),
+    }  # fmt: skip
+    outputs = run(prompt)["outputs"]
+    assert np.abs(pictures(output, outputs["12"]) - pictures(output, outputs["13"])).max() < 0.01
+
+
+def test_a_content_frame_of_another_size_is_resized_and_says_so(cmd_file, clip_file, run, output):
+    prompt = loaded(cmd_file, clip_file()[0]) | {
+        "7": node("ImageScale", image=["6", 0], upscale_method="nearest-exact", width=64, height=64, crop="disabled"),
+        "8": node("DecodeContentMotion", codec=["1", 3], content=["7", 0], motion=["6", 1]),
+        "9": node("SaveImage", images=["8", 0], filename_prefix="cm/resized"),
+    }
+    outputs = run(prompt)["outputs"]
+    assert pictures(output, outputs["9"]).shape == (8, 32, 32, 3)
+    assert outputs["8"]["text"] == ["The content frame was resized from 64x64 to 32x32."]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            {"7": node("ImageScale", image=["6", 0], upscale_method="area", width=64, height=32, crop="disabled")},
+            "content frame of 32x32; got one of 64x32",
+        ),
+        ({"6": node("EncodeContentMotion", codec=["1", 3], frames=["60", 0])}, "multiples of 4; got 30x32"),
+        ({"8": node("DecodeContentMotion", codec=["1", 3], content=["5", 0], motion=["6", 1])}, "need 1 content frame"),
+        ({"8": node("DecodeContentMotion", codec=["1", 3], content=["6", 0], motion=["4", 0])}, "batch x 4 x frames x"),
+        (
+            {"8": node("DecodeContentMotion", codec=["40", 3], content=["6", 0], motion=["6", 1])},
+            "no content-motion autoenc",
+        ),
+        ({"8": node("VAEDecode", vae=["1", 2], samples=["6", 1])}, "decoded by Decode Content Motion"),
+        ({"8": node("AttachContentFrame", model=["40", 0], codec=["1", 3], content=["6", 0])}, "works on motion models"),
+    ],
+)
+def test_what_does_not_fit_is_refused(cmd_file, clip_file, run, change, message):
+    prompt = loaded(cmd_file, clip_file()[0]) | {
+        "60": node("EmptyImage", width=30, height=32, batch_size=4, color=0),
+        "7": node("ImageInvert", image=["6", 0]),
+        "8": node("DecodeContentMotion", codec=["1", 3], content=["7", 0], motion=["6", 1]),
+        "9": node("PreviewImage", images=["8", 0]),
+    }
+    prompt |= change
+    if prompt["8"]["class_type"] == "AttachContentFrame":
+        prompt["9"] = keep_latent("8")
+        prompt["9"]["inputs"]["samples"] = ["8", 1]
+    with pytest.raises(start.RunError, match=message):
+        run(prompt)
+
+
+def test_motion_of_another_autoencoder_is_refused(cmd_file, clip_file, tmp_path, model_file, run):
+    codec = ContentMotionCodec(CODEC)
+    other = model_file(file_of(tmp_path, {"codec": codec}, content_motion.to_info(CODEC)), "codec.safetensors")
+    prompt = loaded(cmd_file, clip_file()[0]) | {
+        "7": node("LoadVideoModel", model_name=other),  # an autoencoder alone
+        "8": node("DecodeContentMotion", codec=["7", 3], content=["6", 0], motion=["6", 1]),
+        "9": node("PreviewImage", images=["8", 0]),
+    }
+    with pytest.raises(start.RunError, match="of another autoencoder"):
+        run(prompt)
+
+
+def test_a_motion_model_without_a_content_frame_says_what_to_do(cmd_file, clip_file, run):
+    prompt = loaded(cmd_file, clip_file()[0]) | {"8": sample(latent=("6", 1)), "9": keep_latent("8")}
+    with pytest.raises(start.RunError, match="put Attach Content Frame"):
+        run(prompt)
