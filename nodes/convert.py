@@ -1,7 +1,7 @@
 """Between the host's layouts and the core's: the only place that knows both.
 
-The host has IMAGE T H W C in [0, 1], MASK T H W, and latents of two kinds: frames as a batch, T C h w, for image models,
-and B C T h w for video models. The core has clips B C T H W.
+The host has IMAGE T H W C in [0, 1], MASK T H W, and latents of three kinds: frames as a batch, T C h w, for image models,
+B C T h w for video models, and motion B D T S. The core has clips B C T H W.
 """
 
 import re
@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def latent_to_clip(latent: Tensor) -> Tensor:
-    """Samples of a LATENT as B C T h w; a batch of pictures is one clip."""
+def latent_to_clip(latent: Tensor, motion: bool = False) -> Tensor:
+    """Samples of a LATENT as B C T h w; a batch of pictures is one clip, ``motion`` a clip of one row a frame."""
+    if motion and latent.ndim == 4:
+        return latent[:, :, :, None]
     if latent.ndim == 4:
         return latent.movedim(0, 1)[None]
     if latent.ndim == 5:
@@ -23,8 +25,10 @@ def latent_to_clip(latent: Tensor) -> Tensor:
     )
 
 
-def clip_to_latent(clip: Tensor, axes: int) -> Tensor:
+def clip_to_latent(clip: Tensor, axes: int, motion: bool = False) -> Tensor:
     """The inverse of `latent_to_clip`, for a latent of that many ``axes``."""
+    if motion:
+        return clip[:, :, :, 0]
     return clip[0].movedim(1, 0) if axes == 4 else clip
 
 

@@ -22,6 +22,7 @@ from .convert import (
     parse_frames,
 )  # fmt: skip
 from .gradient import checkpointed, gradients, plain
+from .host_cmd import MotionModel
 from .samplers import host_level
 
 KEY = "vidcore_reconstruction"
@@ -68,7 +69,7 @@ class Guides:
         """OUTER_SAMPLE: everything that can be wrong about the known parts is found before the first step."""
         patcher = executor.class_obj.model_patcher
         refuse_several_parts(kwargs.get("latent_shapes"))
-        shape = latent_to_clip(noise).shape
+        shape = latent_to_clip(noise, is_motion(patcher.model)).shape
         self.measurements = [guide.build(patcher.model, shape) for guide in self.guides]
         try:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -91,13 +92,19 @@ class Guides:
         step = 0 if grid is None else int((grid.to(timestep) > timestep.flatten()[0] * (1 + 1e-6)).sum())
         weights = [guide.weight if guide.acts(sigma, step) else 0.0 for guide in self.guides]
         level, scale = host_level(model.model_sampling, sigma)
+        motion = is_motion(model)
 
         def denoise(clip: torch.Tensor) -> torch.Tensor:
-            return latent_to_clip(executor(clip_to_latent(clip, x.ndim), moment, model_options, seed).float())
+            x0 = executor(clip_to_latent(clip, x.ndim, motion), moment, model_options, seed)
+            return latent_to_clip(x0.float(), motion)
+
+        def steer(z: torch.Tensor, alpha: float) -> torch.Tensor:
+            x0 = reconstruct(denoise, latent_to_clip(z, motion), alpha, self.measurements, weights)
+            return clip_to_latent(x0, x.ndim, motion)
 
         if not any(weights):
             moment = timestep
-            return clip_to_latent(reconstruct(denoise, latent_to_clip(x), 1.0, self.measurements, weights), x.ndim)
+            return steer(x, 1.0)
         with contextlib.ExitStack() as stack:
             others = [part.model for part in getattr(executor.class_obj, "loaded_models", None) or []]  # ControlNets, VAEs
             stack.enter_context(gradients([model, *others]))
@@ -105,9 +112,12 @@ class Guides:
                 stack.enter_context(checkpointed(model.diffusion_model))
             moment = plain(timestep)
             # With the host's state x = z / scale, alpha grad_z is (alpha / scale) grad_x.
-            return clip_to_latent(
-                reconstruct(denoise, latent_to_clip(plain(x)), level.alpha / scale, self.measurements, weights), x.ndim
-            )
+            return steer(plain(x), level.alpha / scale)
+
+
+def is_motion(base) -> bool:
+    """Whether a model's latents are motion latents."""
+    return isinstance(base, MotionModel)
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -289,9 +299,10 @@ class ReconstructionGuide(io.ComfyNode):
         if not start_percent < end_percent:
             raise ValueError(f"start_percent ({start_percent}) must be below end_percent ({end_percent})")
         places = parse_frames(frames)
-        given = latent_to_clip(latent["samples"]) if latent is not None else None
         patcher = still(vae.patcher) if in_pixels else None
-        if image is not None:
+        if latent is not None:
+            given = latent_to_clip(latent["samples"], is_motion(model.model))
+        else:
             given = images_to_clip(image) if in_pixels else encode_frames(vae, image)
 
         def build(base, shape: torch.Size) -> Measurement:

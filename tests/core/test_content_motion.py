@@ -178,3 +178,26 @@ def test_attention_is_over_time_at_each_place_and_then_within_each_frame():
 
     assert reached(block.time, "b t h w c -> (b h w) t c").tolist() == [False, True, False, False]
     assert reached(block.space, "b t h w c -> (b t) (h w) c").tolist() == [False, True, False]
+
+
+def test_recolouring_asks_the_decoder_for_the_clip_in_the_content_frames_colours():
+    """A decoder that copies the content frame makes no error on a still clip, in any colours."""
+    codec = make()
+
+    class Copy(torch.nn.Module):
+        encode = codec.encode
+
+        def decode(self, content, motion):
+            self.content = content
+            return content[:, 0, :, None].expand(-1, -1, 4, -1, -1)
+
+    still = clip(1).clamp(-1, 1).expand(-1, -1, 4, -1, -1)
+    copy, generator = Copy(), torch.Generator().manual_seed(0)
+    for _ in range(5):
+        assert reconstruction_loss(copy, still, generator, recolour=1.0) < 1e-12
+        assert (copy.content[:, 0] - still[:, :, 0]).abs().mean() > 0.05 and copy.content.abs().max() <= 1 + 1e-6
+    reconstruction_loss(copy, still, generator, recolour=0.0)
+    torch.testing.assert_close(copy.content[:, 0], still[:, :, 0])
+    changed = [(reconstruction_loss(copy, still, generator, 0.5), copy.content)[1] for _ in range(40)]
+    kept = torch.stack([(content[:, 0] - still[:, :, 0]).abs().amax(dim=(1, 2, 3)) < 1e-6 for content in changed])
+    assert 20 <= kept.sum() <= 60

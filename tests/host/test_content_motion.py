@@ -167,6 +167,23 @@ def test_sampled_motion_decodes_and_inverts(cmd_file, clip_file, run, output):
     assert np.abs(pictures(output, outputs["12"]) - pictures(output, outputs["13"])).max() < 0.01
 
 
+def test_known_motion_steers_the_rest(cmd_file, clip_file, latents):
+    """The first and last frames' motion given: those rows come out as they went in, and the others change."""
+    prompt = loaded(cmd_file, clip_file()[0]) | {
+        "7": node("AttachContentFrame", model=["1", 0], codec=["1", 3], content=["6", 0]),
+        "8": node("LatentCut", samples=["6", 1], dim="y", index=0, amount=3),
+        "9": node("ReconstructionGuide", model=["7", 0], kind="frames", weight=2.0, latent=["8", 0], frames="0, 1, -1"),
+        "10": sample(model=("9", 0), latent=("7", 1)),
+        "11": sample(model=("7", 0), latent=("7", 1)),
+        "20": keep_latent("10", "latents/steered"),
+        "21": keep_latent("11", "latents/free"),
+        "22": keep_latent("8", "latents/known"),
+    }
+    found = latents(prompt)
+    torch.testing.assert_close(found["20"][:, :, [0, 1, 7]], found["22"], atol=1e-4, rtol=1e-4)
+    assert (found["20"][:, :, 2:7] - found["21"][:, :, 2:7]).abs().max() > 1e-4
+
+
 def test_a_content_frame_of_another_size_is_resized_and_says_so(cmd_file, clip_file, run, output):
     prompt = loaded(cmd_file, clip_file()[0]) | {
         "7": node("ImageScale", image=["6", 0], upscale_method="nearest-exact", width=64, height=64, crop="disabled"),

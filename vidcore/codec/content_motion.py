@@ -217,10 +217,44 @@ class ContentMotionCodec(nn.Module):
             )
 
 
-def reconstruction_loss(codec: ContentMotionCodec, clip: Tensor) -> Tensor:
-    """The autoencoder's objective, ||decode(encode(x)) - x||^2 as a mean (arXiv 2403.14148, section 3.1)."""
+def reconstruction_loss(
+    codec: ContentMotionCodec, clip: Tensor, generator: torch.Generator | None = None, recolour: float = 0.0
+) -> Tensor:
+    """The autoencoder's objective, ||decode(encode(x)) - x||^2 as a mean (arXiv 2403.14148, section 3.1).
+
+    Args:
+        codec: the network being trained.
+        clip: B C T H W.
+        generator: source of randomness, for ``recolour``.
+        recolour: ours, 0 in the paper: the probability that a clip's content frames get other colours before decoding,
+            and the clip to be compared with the same. Content frames are means over time, so the change of a mean is the
+            mean of the change, and the motion latent learns to leave colours to the content frame.
+    """
     encoded = codec.encode(clip)
-    return F.mse_loss(codec.decode(encoded.content, encoded.motion).float(), clip.float())
+    content = encoded.content
+    if recolour:
+        order, scale, shift = _random_colours(len(clip), clip.shape[1], recolour, generator)
+        content, clip = (_recolour(x, channels, order, scale, shift) for x, channels in ((content, 2), (clip, 1)))
+    return F.mse_loss(codec.decode(content, encoded.motion).float(), clip.float())
+
+
+def _random_colours(batch: int, channels: int, probability: float, generator: torch.Generator | None):
+    """For each clip an order of the channels, a factor and an offset for each, which keep [-1, 1] within [-1, 1]."""
+    change = torch.rand(batch, 1, generator=generator) < probability
+    order = torch.rand(batch, channels, generator=generator).argsort(dim=1)
+    scale = 0.4 + 0.6 * torch.rand(batch, channels, generator=generator)
+    shift = (1 - scale) * (2 * torch.rand(batch, channels, generator=generator) - 1)
+    scale = scale * (1 - 2 * torch.randint(2, (batch, channels), generator=generator))
+    unchanged = torch.arange(channels).expand(batch, -1), torch.ones(batch, channels), torch.zeros(batch, channels)
+    return (torch.where(change, new, old) for new, old in zip((order, scale, shift), unchanged))
+
+
+def _recolour(x: Tensor, axis: int, order: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """``x`` B ... with its channels on ``axis`` reordered, scaled and shifted, each clip in its own way."""
+    x = torch.stack([one.index_select(axis - 1, own.to(x.device)) for one, own in zip(x, order)])
+    shape = [len(x), *(1 for _ in x.shape[1:])]
+    shape[axis] = x.shape[axis]
+    return x * scale.to(x).reshape(shape) + shift.to(x).reshape(shape)
 
 
 # --------------------------------------------------------------------------------------------------------------- files

@@ -38,6 +38,7 @@ class Phase:
         backgrounds: what may be behind them.
         motions: how they may move.
         shapes: which there are; two in one scene are never the same.
+        recolour: for "content_motion" only, as in `reconstruction_loss`.
         anywhere: probability that a clip whose motion repeats starts at any moment of it, as a clip that goes on does.
         turns: kinds of batch that successive steps take in turn; in a recipe, tables of the entries in which they differ.
     """
@@ -56,6 +57,7 @@ class Phase:
     backgrounds: tuple[str, ...] = tuple(BACKGROUNDS)
     motions: tuple[str, ...] = MOTIONS
     shapes: tuple[str, ...] = SHAPES
+    recolour: float = 0.0
     anywhere: float = 0.0
     turns: tuple["Phase", ...] = ()
 

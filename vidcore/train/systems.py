@@ -78,7 +78,7 @@ class ContentMotion:
     @staticmethod
     def loss(module: nn.ModuleDict, batch: "Batch", config, phase, generator: torch.Generator) -> Tensor:
         """The objective of one step."""
-        return reconstruction_loss(module["codec"], batch.clips)
+        return reconstruction_loss(module["codec"], batch.clips, generator, phase.recolour)
 
     @staticmethod
     def info(config, module: nn.ModuleDict, steps: int) -> dict:
