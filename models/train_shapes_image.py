@@ -5,12 +5,14 @@ Run it with the host's Python, once ComfyUI is set up (``python3 start.py edit``
     PYTHONPATH=. python models/train_shapes_image.py COMFYUI models/shapes-image.toml
 
 where COMFYUI is the folder of a ComfyUI. Run it again to resume. The text encoder is that of the model named by
-``text_from`` and stays as it is.
+``text_from`` and stays as it is. A recipe of the system "content" trains CMD's content model instead, on the content frames
+that the autoencoder ``codec_from`` makes of clips (arXiv 2403.14148, section 3.2), from the image model ``start_from`` on.
 """
 
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vidcore import weights
+from vidcore.codec.content_motion import load_codec
 from vidcore.data.shapes import caption, random_scene
 from vidcore.data.shapes.scene import SIZES
 from vidcore.guide.cfg import with_cfg
@@ -83,18 +86,47 @@ class ShapesImage:
     def build(self, config, root: Path) -> nn.ModuleDict:
         _, text = load_vdm(root / config.text_from)
         net = build(self.comfyui, config.model)
+        if config.start_from:
+            weights.load_into(net, weights.load(root / config.start_from, "net.")[0], "network")
         return nn.ModuleDict({"net": net.train(), "text": text.eval().requires_grad_(False)})
 
     def loss(self, module: nn.ModuleDict, batch, config, phase, generator) -> torch.Tensor:
         """`vdm_loss` for pictures."""
-        x, context = batch.clips[:, :, 0], module["text"](batch.tokens)
+        x, context = self.pictures(batch.clips), module["text"](batch.tokens)
         noised = add_noise(x, config.model.schedule, generator, phase.time_power)
         context = drop(context, phase.drop_context, generator)
         output = denoise(module["net"], config.model, noised.z, noised.t, context)
         return squared_error("x0", output, x, noised)
 
+    def pictures(self, clips: torch.Tensor) -> torch.Tensor:
+        """What it learns to make, of clips B C T H W."""
+        return clips[:, :, 0]
+
     def info(self, config, module: nn.ModuleDict, steps: int) -> dict:
         return to_info(config.model, module["text"].config, seed=config.seed, steps=steps)
+
+
+@dataclass(frozen=True)
+class ContentConfig(ImageConfig):
+    """The image model's sizes, for training on clips."""
+
+    @property
+    def longest(self) -> int:
+        return 1024
+
+
+class ShapesContent(ShapesImage):
+    """The same for CMD's content model: pictures are the content frames of clips."""
+
+    model = ContentConfig
+
+    def build(self, config, root: Path) -> nn.ModuleDict:
+        self.codec = load_codec(root / config.codec_from).requires_grad_(False)  # not in the module, and so not in the file
+        return super().build(config, root)
+
+    def pictures(self, clips: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self.codec.to(clips.device).encode(clips).content[:, 0].float()
 
 
 def denoise(net: nn.Module, config: ImageConfig, z, t, context):
@@ -139,9 +171,10 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     sys.argv[1:] = []  # the host reads them too
     system = ShapesImage(arguments.comfyui)
-    recipe = read_config(arguments.recipe, {image.SYSTEM: system})
+    content = ShapesContent(arguments.comfyui)
+    recipe = read_config(arguments.recipe, {image.SYSTEM: system, "content": content})
     if arguments.score:
         sizes = ("large",) if arguments.large else tuple(SIZES)
         print(json.dumps(score(arguments.comfyui, Path(recipe.output), arguments.score, sizes)))
     else:
-        train(recipe, Path("."), arguments.stop_after, system=system)
+        train(recipe, Path("."), arguments.stop_after, system=content if recipe.system == "content" else system)
