@@ -244,3 +244,40 @@ def test_a_motion_model_without_a_content_frame_says_what_to_do(cmd_file, clip_f
     prompt = loaded(cmd_file, clip_file()[0]) | {"8": sample(latent=("6", 1)), "9": keep_latent("8")}
     with pytest.raises(start.RunError, match="put Attach Content Frame"):
         run(prompt)
+
+
+def test_a_content_model_is_a_lora_that_stock_nodes_train_save_and_load(request, server, cmd_file, clip_file, latents):
+    """Content frames are pictures, so the host's own LoRA training makes an image model a content model."""
+    shipped = node("LoadVideoModel", model_name="shapes-image.safetensors")
+    prompt = loaded(cmd_file, clip_file(frames=24)[0]) | {
+        "1": node("LoadVideoModel", model_name=cmd_file),
+        "30": shipped,
+        "31": node("VAEEncode", pixels=["6", 0], vae=["30", 2]),
+        "32": node("CLIPTextEncode", clip=["30", 1], text="a red star rotates over a black background"),
+        "33": node(
+            "TrainLoraNode", model=["30", 0], latents=["31", 0], positive=["32", 0], batch_size=2, grad_accumulation_steps=1,
+            steps=3, learning_rate=0.01, rank=4, optimizer="AdamW", loss_function="MSE", seed=0, training_dtype="fp32",
+            lora_dtype="fp32", quantized_backward=False, algorithm="LoRA", gradient_checkpointing=False, checkpoint_depth=1,
+            offloading=False, existing_lora="[None]", bucket_mode=False, bypass_mode=False,
+        ),
+        "34": node("SaveLoRA", lora=["33", 0], prefix="loras/content", steps=["33", 2]),
+    }  # fmt: skip
+    start.run_prompt(server, prompt, 300)
+    (file,) = (server.base / "output" / "loras").glob("content*.safetensors")
+    (server.base / "models" / "loras").mkdir(exist_ok=True)
+    request.addfinalizer(file.rename(server.base / "models" / "loras" / file.name).unlink)
+    server.get("/object_info/LoraLoaderModelOnly")
+    found = latents(
+        {
+            "1": shipped,
+            "2": node("CLIPTextEncode", clip=["1", 1], text="a red star rotates over a black background"),
+            "3": node("CLIPTextEncode", clip=["1", 1], text=""),
+            "4": node("EmptyLatentImage", width=32, height=32, batch_size=1),
+            "5": node("LoraLoaderModelOnly", model=["1", 0], lora_name=file.name, strength_model=1.0),
+            "6": sample(model=("5", 0)),
+            "7": sample(),
+            "8": keep_latent("6", "latents/lora"),
+            "9": keep_latent("7", "latents/plain"),
+        }
+    )
+    assert torch.isfinite(found["8"]).all() and (found["8"] - found["9"]).abs().max() > 1e-3
