@@ -1,0 +1,88 @@
+"""Sizes of Snap Video's networks, the paper's by name (arXiv 2402.14797, appendix, table of architectures)."""
+
+from dataclasses import dataclass
+
+from ...edm import EDM, sigma_in
+
+
+@dataclass(frozen=True)
+class SnapConfig:
+    """A FIT that denoises clips of one size.
+
+    Args:
+        frames, height, width: of the clips, in frames and pixels.
+        channels: of a frame.
+        patch: pixels a side of a patch token, of one frame.
+        group: rows and columns of patches in a group, which spans all frames.
+        token: channels of a patch token.
+        latents: latent tokens in all; every group has an equal share. The paper's table says 768 without saying whether of
+            each group or of all: its run times are possible for all alone.
+        latent_width: channels of a latent token.
+        blocks, layers: FIT blocks, and self-attention layers in each.
+        head_width, latent_head_width: of a head where patches ask, and where latents do.
+        condition: channels of a conditioning token.
+        context: channels of the text tokens; 0 for a model without text.
+        dropout: after self-attention.
+        low_resolution: the input has the clip of the first stage beside the noisy one, as in the second stage.
+        sigma_in, sigma_data: of the diffusion, see `vidcore.edm.EDM`.
+    """
+
+    frames: int = 16
+    height: int = 40
+    width: int = 64
+    channels: int = 3
+    patch: int = 4
+    group: tuple[int, int] = (5, 4)
+    token: int = 768
+    latents: int = 512
+    latent_width: int = 1024
+    blocks: int = 6
+    layers: int = 4
+    head_width: int = 48
+    latent_head_width: int = 64
+    condition: int = 768
+    context: int = 4096
+    dropout: float = 0.1
+    low_resolution: bool = False
+    sigma_in: float = sigma_in(16, 64)
+    sigma_data: float = 1.0
+
+    def __post_init__(self):
+        rows, columns = self.height / self.patch / self.group[0], self.width / self.patch / self.group[1]
+        if rows % 1 or columns % 1 or self.latents % int(rows * columns):
+            raise ValueError(
+                f"{self.width}x{self.height} pixels in patches of {self.patch} must divide into groups of {self.group[0]} "
+                f"rows and {self.group[1]} columns, and those the {self.latents} latents"
+            )
+
+    @property
+    def edm(self) -> EDM:
+        """Noise levels and preconditioning."""
+        return EDM(self.sigma_in, self.sigma_data)
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        """Rows and columns of groups."""
+        return self.height // self.patch // self.group[0], self.width // self.patch // self.group[1]
+
+    @classmethod
+    def tiny(cls) -> "SnapConfig":
+        """Small enough for a unit test, with every kind of part present."""
+        return cls(
+            frames=4, height=16, width=16, group=(2, 2), token=16, latents=8, latent_width=24, blocks=2, layers=2,
+            head_width=8, latent_head_width=8, condition=12, context=20, sigma_in=sigma_in(4, 64),
+        )  # fmt: skip
+
+
+_LARGE = dict(
+    token=1024, latents=768, latent_width=3072, head_width=64, latent_head_width=128, condition=1024,
+)  # fmt: skip
+
+CONFIGS: dict[str, SnapConfig] = {
+    "tiny": SnapConfig.tiny(),
+    "500m": SnapConfig(),
+    "3.9b": SnapConfig(**_LARGE),
+    "3.9b_upsampler": SnapConfig(
+        **_LARGE, height=288, width=512, group=(18, 16), low_resolution=True, sigma_in=sigma_in(16, 512)
+    ),
+}
