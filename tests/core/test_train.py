@@ -8,12 +8,14 @@ from vidcore import weights
 from vidcore.codec.content_motion import ContentMotionCodec, load_codec, reconstruction_loss
 from vidcore.data.shapes import VOCABULARY
 from vidcore.systems.cmd.checkpoint import load_cmd
+from vidcore.systems.snap.checkpoint import load_snap
 from vidcore.systems.vdm import vdm_loss
 from vidcore.systems.vdm.checkpoint import load_vdm
 from vidcore.text import Vocabulary
 from vidcore.train.config import ConfigError, read_config
 from vidcore.train.data import batches, shapes_batch
 from vidcore.train.loop import train
+from vidcore.train.systems import SYSTEMS
 
 RECIPE = """
 output = "out/tiny.safetensors"
@@ -326,7 +328,7 @@ def test_a_model_of_another_system_is_not_started_from(tmp_path):
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ('"content_motion"', '"snap"', "recipe.system must be one of vdm, content_motion, cmd; got 'snap'"),
+        ('"content_motion"', '"harivo"', "recipe.system must be one of vdm, content_motion, cmd, snap; got 'harivo'"),
         ("size = 16", "size = 18", "size must be a multiple of 4"),
         ("frames = 4\nsize = 16", "frames = 5\nsize = 16", "must be at most 4 for this model"),
         ("batch = 4", "batch = 4\nimages = 2", "does not train on images beside clips"),
@@ -336,3 +338,91 @@ def test_a_wrong_recipe_of_another_system_is_refused(tmp_path, old, new, message
     assert old in CODEC
     with pytest.raises(ConfigError, match=message):
         recipe(tmp_path, CODEC.replace(old, new, 1))
+
+
+SNAP = """
+system = "snap"
+optimiser = "lamb"
+output = "out/snap.safetensors"
+seed = 5
+warmup = 2
+save_every = 2
+weight_decay = 0.01
+text_width = 20
+text_layers = 1
+
+[model]
+frames = 4
+height = 16
+width = 16
+group = [2, 2]
+token = 16
+latents = 8
+latent_width = 24
+blocks = 1
+layers = 1
+head_width = 8
+latent_head_width = 8
+condition = 12
+context = 20
+sigma_in = 2.0
+
+[[phase]]
+steps = 5
+batch = 2
+frames = 4
+size = 16
+images = 1
+rates = [1.0, 0.5, 0.25]
+lr = 5e-3
+lr_end = 1e-4
+cosine = true
+"""
+
+
+def test_snap_trains_by_lamb_resumes_to_the_same_bits_and_loads(tmp_path):
+    config = recipe(tmp_path, SNAP)
+    train(config, tmp_path / "whole", report=quiet)
+    for stop in (1, 4, None):
+        train(config, tmp_path / "parts", stop, report=quiet)
+    whole, parts = (weights.load(tmp_path / name / config.output)[0] for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[k], parts[k]) for k in whole)
+    net, text = load_snap(tmp_path / "whole" / config.output)
+    assert net.config == config.model and text.config.width == 20
+    fresh = SYSTEMS["snap"].build(config, tmp_path)["net"].state_dict()
+    assert all(not torch.equal(value, fresh[key]) for key, value in net.state_dict().items() if value.ndim > 1)
+    again = dataclasses.replace(config, start_from=f"whole/{config.output}")
+    assert torch.equal(SYSTEMS["snap"].build(again, tmp_path)["net"].place, net.place)
+
+
+def test_clips_of_a_higher_rate_show_a_part_of_the_motion(tmp_path):
+    phase = recipe(tmp_path, SNAP).phases[0]
+    vocabulary = Vocabulary(VOCABULARY, 24)
+    phase = dataclasses.replace(phase, batch=30, rates=(1.0, 0.125), motions=("left",))
+    batch = shapes_batch(phase, vocabulary, 0, 0)
+    assert set(batch.interval.tolist()) == {0.25, 0.03125}
+    moved = (batch.clips[:, :, 3] - batch.clips[:, :, 0]).abs().mean(dim=(1, 2, 3))
+    assert moved[batch.interval == 0.25].mean() > 2 * moved[batch.interval < 0.25].mean()
+    assert shapes_batch(dataclasses.replace(phase, frames=1, images=0), vocabulary, 0, 0).interval.eq(0).all()
+
+
+def test_the_cosine_meets_both_ends_and_their_middle(tmp_path):
+    config = recipe(tmp_path, SNAP.replace("steps = 5", "steps = 100").replace("warmup = 2", "warmup = 1"))
+    rates = [config.at(step)[1] for step in range(100)]
+    assert rates[0] == 5e-3 and rates[50] == pytest.approx((5e-3 + 1e-4) / 2) and rates[-1] < 1.1e-4
+    assert rates == sorted(rates, reverse=True) and rates[25] > 0.85 * 5e-3
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ('"lamb"', '"sgd"', "recipe.optimiser must be one of adamw, lamb"),
+        ("rates = [1.0, 0.5, 0.25]", "rates = [2.0]", "rates must be parts of the whole"),
+        ("rates = [1.0, 0.5, 0.25]", "rates = []", "rates must be parts of the whole"),
+        ("frames = 4\nsize", "frames = 5\nsize", "at most 4"),
+    ],
+)
+def test_a_wrong_recipe_of_snap_is_refused(tmp_path, old, new, message):
+    assert old in SNAP
+    with pytest.raises(ConfigError, match=message):
+        recipe(tmp_path, SNAP.replace(old, new))

@@ -1,6 +1,7 @@
 """The training recipe: a small TOML file, checked whole before anything starts."""
 
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+OPTIMISERS = ("adamw", "lamb")
 
 
 class ConfigError(ValueError):
@@ -31,7 +35,8 @@ class Phase:
         images: independent images appended to each clip (VDM section 3).
         two: probability of two things in a scene.
         lr: learning rate at the start of the phase.
-        lr_end: at its end, reached linearly; 0 means the same as ``lr``.
+        lr_end: at its end; 0 means the same as ``lr``.
+        cosine: whether the learning rate falls by half a cosine instead of linearly.
         time_power: as in `vdm_loss`; 1 is the paper's uniform time.
         drop_context: probability of training a clip, or one of its images, without its caption.
         sizes: sizes of things; the middle one is "".
@@ -39,6 +44,8 @@ class Phase:
         motions: how they may move.
         shapes: which there are; two in one scene are never the same.
         recolour: for "content_motion" only, as in `reconstruction_loss`.
+        rates: how much of its motion a clip may show, as parts of the whole; one is drawn for each. Less is a higher frame
+            rate. Clips that show a part begin anywhere in the motion.
         anywhere: probability that a clip whose motion repeats starts at any moment of it, as a clip that goes on does.
         turns: kinds of batch that successive steps take in turn; in a recipe, tables of the entries in which they differ.
     """
@@ -51,6 +58,7 @@ class Phase:
     two: float = 0.0
     lr: float = 1e-3
     lr_end: float = 0.0
+    cosine: bool = False
     time_power: float = 1.0
     drop_context: float = 0.1
     sizes: tuple[str, ...] = tuple(SIZES)
@@ -58,6 +66,7 @@ class Phase:
     motions: tuple[str, ...] = MOTIONS
     shapes: tuple[str, ...] = SHAPES
     recolour: float = 0.0
+    rates: tuple[float, ...] = (1.0,)
     anywhere: float = 0.0
     turns: tuple["Phase", ...] = ()
 
@@ -76,7 +85,8 @@ class TrainConfig:
         seed: the only source of randomness.
         ema: decay of the averaged weights that are exported.
         warmup: steps over which the learning rate rises from zero.
-        weight_decay, beta2, clip: of AdamW, and the gradient norm it is clipped to.
+        optimiser: "adamw", or "lamb" (`vidcore.train.lamb`).
+        weight_decay, beta2, clip: of the optimiser, and the gradient norm it is clipped to.
         bf16: run the network in bfloat16 where that is safe; weights, moments and loss stay in float32.
         save_every: steps between saves.
         text_width, text_layers, text_length: of the text encoder trained along.
@@ -94,6 +104,7 @@ class TrainConfig:
     seed: int = 0
     ema: float = 0.999
     warmup: int = 200
+    optimiser: str = "adamw"
     weight_decay: float = 0.0
     beta2: float = 0.99
     clip: float = 1.0
@@ -114,6 +125,8 @@ class TrainConfig:
         for phase in self.phases:
             if step < first + phase.steps:
                 progress = (step - first) / phase.steps
+                if phase.cosine:
+                    progress = (1 - math.cos(math.pi * progress)) / 2
                 lr = phase.lr + ((phase.lr_end or phase.lr) - phase.lr) * progress
                 kind = phase.turns[(step - first) % len(phase.turns)] if phase.turns else phase
                 return kind, lr * min(1.0, (step + 1) / max(1, self.warmup))
@@ -160,6 +173,8 @@ def _phase(table: Any, where: str, model: Any) -> Phase:
             raise ConfigError(f"{where}.{name} must be some of {list(known)}, got {given}")
     if not any(visible_motions(shape, phase.motions) for shape in phase.shapes):
         raise ConfigError(f"{where}: none of the shapes {list(phase.shapes)} shows any of the motions {list(phase.motions)}")
+    if not phase.rates or not all(isinstance(rate, (int, float)) and 0 < rate <= 1 for rate in phase.rates):
+        raise ConfigError(f"{where}.rates must be parts of the whole, above 0 and at most 1; got {list(phase.rates)}")
     if phase.two and len(set(phase.shapes)) < 2:
         raise ConfigError(f"{where}: two things in a scene need two shapes, got {list(phase.shapes)}")
     if phase.frames > model.longest:
@@ -195,4 +210,6 @@ def read_config(path: str | Path, more: dict | None = None) -> TrainConfig:
     phases = tuple(_phase(p, f"phase {i + 1}", model) for i, p in enumerate(phases))
     if not systems[system].takes_images and any(kind.images for phase in phases for kind in (phase, *phase.turns)):
         raise ConfigError(f"the system {system!r} does not train on images beside clips; please leave out 'images'")
+    if table.get("optimiser", "adamw") not in OPTIMISERS:
+        raise ConfigError(f"recipe.optimiser must be one of {', '.join(OPTIMISERS)}; got {table['optimiser']!r}")
     return _build(TrainConfig, {**table, "model": model, "phases": phases}, "recipe")

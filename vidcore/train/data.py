@@ -15,15 +15,23 @@ from .config import Phase, TrainConfig
 
 @dataclass
 class Batch:
-    """clips: B C (frames + images) H W in [-1, 1]; tokens: B L; image_tokens: B images L, or None."""
+    """Clips with their captions.
+
+    Args:
+        clips: B C (frames + images) H W in [-1, 1].
+        tokens: B L.
+        image_tokens: B images L, or None.
+        interval: the time from one frame to the next, as a part of the whole motion; shape B.
+    """
 
     clips: Tensor
     tokens: Tensor
     image_tokens: Tensor | None
+    interval: Tensor
 
     def to(self, device: torch.device) -> "Batch":
         move = lambda x: None if x is None else x.to(device, non_blocking=True)  # noqa: E731
-        return Batch(move(self.clips), move(self.tokens), move(self.image_tokens))
+        return Batch(move(self.clips), move(self.tokens), move(self.image_tokens), move(self.interval))
 
 
 def shapes_batch(phase: Phase, vocabulary: Vocabulary, seed: int, step: int, rank: int = 0) -> Batch:
@@ -34,6 +42,10 @@ def shapes_batch(phase: Phase, vocabulary: Vocabulary, seed: int, step: int, ran
         scene = random_scene(rng, phase.two, False, phase.sizes, phase.backgrounds, phase.motions, phase.shapes)
         # A picture shows a motion's caption at a random moment, a clip the whole motion.
         times = rng.random(1) if frames == 1 else np.linspace(0, 1, frames)
+        rate = 1.0
+        if frames > 1 and phase.rates != (1.0,):
+            rate = float(rng.choice(phase.rates))
+            times = times * rate + rng.random() * (1 - rate)
         if (
             phase.anywhere
             and frames > 1
@@ -41,19 +53,21 @@ def shapes_batch(phase: Phase, vocabulary: Vocabulary, seed: int, step: int, ran
             and rng.random() < phase.anywhere
         ):
             times = times + rng.random()
-        return render(scene, frames, phase.size, times), vocabulary.encode(caption(scene, rng))
+        return render(scene, frames, phase.size, times), vocabulary.encode(caption(scene, rng)), rate / frames
 
-    clips, tokens, image_tokens = [], [], []
+    clips, tokens, image_tokens, intervals = [], [], [], []
     for _ in range(phase.batch):
-        pixels, words = example(phase.frames)
+        pixels, words, interval = example(phase.frames)
         pictures = [example(1) for _ in range(phase.images)]
-        clips.append(np.concatenate([pixels, *(p for p, _ in pictures)]))
+        clips.append(np.concatenate([pixels, *(p for p, _, _ in pictures)]))
         tokens.append(words)
-        image_tokens.append([w for _, w in pictures])
+        image_tokens.append([w for _, w, _ in pictures])
+        intervals.append(interval if phase.frames > 1 else 0.0)
     return Batch(
         torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).contiguous() * 2 - 1,
         torch.tensor(tokens),
         torch.tensor(image_tokens) if phase.images else None,
+        torch.tensor(intervals),
     )
 
 

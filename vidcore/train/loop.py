@@ -4,6 +4,7 @@ import json
 import math
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from ..data.shapes import VOCABULARY
 from ..text import Vocabulary
 from .config import TrainConfig
 from .data import batches
+from .lamb import LAMB
 from .state import EMA, load_state, save_state
 from .systems import SYSTEMS
 
@@ -64,9 +66,8 @@ def train(
     if config.channels_last:
         module.to(memory_format=torch.channels_last)
     ema = EMA(module, config.ema)
-    optimiser = torch.optim.AdamW(
-        module.parameters(), lr=1.0, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
-    )
+    kind = LAMB if config.optimiser == "lamb" else partial(torch.optim.AdamW, fused=True)
+    optimiser = kind(module.parameters(), lr=1.0, betas=(0.9, config.beta2), weight_decay=config.weight_decay)
     done = load_state(state_path, module, ema, optimiser)["step"] if state_path.exists() else 0
     if done:
         report(f"resuming after step {done}")

@@ -12,6 +12,8 @@ from ..codec.content_motion import ContentMotionCodec, ContentMotionConfig, load
 from ..data.shapes import VOCABULARY
 from ..systems.cmd import MotionConfig, MotionDiT, motion_loss
 from ..systems.cmd import checkpoint as cmd
+from ..systems.snap import FIT, SnapConfig, images_as_clips, snap_loss
+from ..systems.snap import checkpoint as snap
 from ..systems.vdm import UNet3D, VDMConfig, vdm_loss
 from ..systems.vdm import checkpoint as vdm
 from ..systems.vdm.grow import grow
@@ -132,8 +134,44 @@ class CMD:
         return cmd.to_info(config.model, text, codec, seed=config.seed, steps=steps)
 
 
+class Snap:
+    """Snap Video's first stage, and the text encoder that is trained along with it."""
+
+    model, takes_images = SnapConfig, True
+
+    @staticmethod
+    def build(config, root: Path) -> nn.ModuleDict:
+        """The parts that train, fresh or from ``config.start_from``."""
+        if config.model.low_resolution:
+            raise weights.WeightsError("training the second stage is not here yet; please leave out low_resolution.")
+        module = nn.ModuleDict({"net": FIT(config.model).init_weights(), "text": TextEncoder(_words(config))})
+        if config.start_from:
+            net, text = snap.load_snap(root / config.start_from)
+            weights.load_into(module["net"], net.state_dict(), "network")
+            weights.load_into(module["text"], text.state_dict(), "text encoder")
+        return module.train()
+
+    @staticmethod
+    def loss(module: nn.ModuleDict, batch: "Batch", config, phase, generator: torch.Generator) -> Tensor:
+        """The objective of one step; each image of the batch is a clip of its own."""
+        frames = config.model.frames
+        x, context, interval = batch.clips[:, :, :frames], module["text"](batch.tokens), batch.interval
+        if batch.image_tokens is not None:
+            pictures = batch.clips[:, :, frames:].movedim(2, 1).flatten(0, 1)
+            x = torch.cat([x, images_as_clips(pictures, frames)])
+            context = torch.cat([context, module["text"](batch.image_tokens.flatten(0, 1))])
+            interval = torch.cat([interval, interval.new_zeros(len(pictures))])
+        size = torch.full((len(x),), float(config.model.height), device=x.device)
+        return snap_loss(module["net"], x, generator, interval, size, context, phase.drop_context)
+
+    @staticmethod
+    def info(config, module: nn.ModuleDict, steps: int) -> dict:
+        """The description that goes into the exported file."""
+        return snap.to_info(config.model, module["text"].config, seed=config.seed, steps=steps)
+
+
 def _words(config) -> TextConfig:
     return TextConfig(VOCABULARY, config.text_length, config.text_width, config.text_layers)
 
 
-SYSTEMS = {vdm.SYSTEM: VDM, content_motion.SYSTEM: ContentMotion, cmd.SYSTEM: CMD}
+SYSTEMS = {vdm.SYSTEM: VDM, content_motion.SYSTEM: ContentMotion, cmd.SYSTEM: CMD, snap.SYSTEM: Snap}

@@ -61,6 +61,16 @@ class SnapConfig:
         return EDM(self.sigma_in, self.sigma_data)
 
     @property
+    def stride(self) -> int:
+        """The height and width of the clips it is trained on, which recipes have square."""
+        return self.height
+
+    @property
+    def longest(self) -> int:
+        """The frames of every clip."""
+        return self.frames
+
+    @property
     def groups(self) -> tuple[int, int]:
         """Rows and columns of groups."""
         return self.height // self.patch // self.group[0], self.width // self.patch // self.group[1]
