@@ -86,7 +86,7 @@ def prompt(protocol, name: str, source: Scene, edits: list[tuple[str, Scene]]) -
             preview_every=0, frame_order=protocol.frame_order,
         ),
     }  # fmt: skip
-    starts = {kind: protocol.start_at_step for kind in KINDS} | {"background": protocol.background_start}
+    starts, scales = dict(zip(KINDS, protocol.starts)), dict(zip(KINDS, protocol.guidance_scales))
     for start_at in set(starts.values()):
         nodes[f"inverted{start_at}"] = node(
             "DDIMInvert", model=["tuned", 0], positive=[protocol.invert_with, 0], latent_image=["clip", 0],
@@ -98,7 +98,7 @@ def prompt(protocol, name: str, source: Scene, edits: list[tuple[str, Scene]]) -
         for way, latent, fresh in (("inversion", f"inverted{starts[kind]}", False), ("noise", "clip", True)):
             nodes[f"{way}{number}"] = node(
                 "SampleVideo", model=["tuned", 0], positive=[f"text{number}", 0], negative=["empty", 0],
-                latent_image=[latent, 0], seed=number, guidance_scale=protocol.guidance_scale, sampler="ddim",
+                latent_image=[latent, 0], seed=number, guidance_scale=scales[kind], sampler="ddim",
                 add_noise=fresh, start_at_step=0 if fresh else starts[kind], **grid,
             )  # fmt: skip
             nodes[f"keep_{way}{number}"] = node("SaveLatent", samples=[f"{way}{number}", 0], filename_prefix="latents/edit")
@@ -171,9 +171,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--skip", type=int, default=2, help="steps at the clean end that inversion begins above")
     parser.add_argument("--invert-with", choices=("empty", "source"), default="empty", help="the text for inversion")
-    parser.add_argument("--start-at-step", type=int, default=0, help="steps at the noisy end that inversion leaves out")
-    parser.add_argument("--background-start", type=int, default=0, help="the same for edits of the background")
-    parser.add_argument("--guidance-scale", type=float, default=3.0)
+    three = dict(nargs=3, metavar=("COLOUR", "SHAPE", "BACKGROUND"))
+    parser.add_argument(
+        "--starts", type=int, default=[0, 0, 0], **three, help="steps at the noisy end that inversion leaves out, by kind"
+    )
+    parser.add_argument("--guidance-scales", type=float, default=[3.0, 3.0, 3.0], **three, help="by the kind of edit")
     parser.add_argument("--keep", type=Path, help="file (.npz) for all clips, to look at")
     protocol = parser.parse_args()
     found, clips = run(protocol)

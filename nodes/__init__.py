@@ -5,13 +5,14 @@ from comfy_api.latest import ComfyExtension, io
 from . import folders
 from .content_motion import AttachContentFrame, DecodeContentMotion, EncodeContentMotion
 from .extend import ExtendVideo, SpatialUpsample, TemporalUpsample
+from .frame_rate import SetFrameRate
 from .guide import ReconstructionGuide
 from .invert import DDIMInvert
 from .latent import EmptyVideoLatent
 from .load import LoadVideoModel
 from .oscillate import OscillatingGuidance
 from .sample import SampleVideo
-from .samplers import SamplerVDM
+from .samplers import SamplerEDMHeun, SamplerVDM
 from .sparse_causal import SparseCausalAttention
 from .tune import LoadTunedVideo, TuneAVideo
 
@@ -26,4 +27,5 @@ class VidCore(ComfyExtension):
             ReconstructionGuide, TemporalUpsample, ExtendVideo, SpatialUpsample, OscillatingGuidance,
             DDIMInvert, SparseCausalAttention, TuneAVideo, LoadTunedVideo,
             EncodeContentMotion, DecodeContentMotion, AttachContentFrame,
+            SamplerEDMHeun, SetFrameRate,
         ]  # fmt: skip

@@ -11,11 +11,13 @@ from ..vidcore import weights
 from ..vidcore.codec import content_motion
 from ..vidcore.systems import image
 from ..vidcore.systems.cmd import checkpoint as cmd
+from ..vidcore.systems.snap import checkpoint as snap
 from ..vidcore.systems.vdm import checkpoint as vdm
 from .content_motion import Codec
 from .folders import FOLDER
 from .host_cmd import HostCodec, load_motion_model
 from .host_image import load_image_model
+from .host_snap import load_snap_model
 from .host_text import load_clip
 from .host_vdm import load_model
 
@@ -25,6 +27,7 @@ READERS = {
     image.SYSTEM: image.from_info,
     cmd.SYSTEM: cmd.from_info,
     content_motion.SYSTEM: content_motion.from_info,
+    snap.SYSTEM: snap.from_info,
 }
 
 
@@ -80,7 +83,8 @@ class LoadVideoModel(io.ComfyNode):
             return io.NodeOutput(load_motion_model(path), load_clip(path), pixel_vae(clips=False), HostCodec(path))
         if system == image.SYSTEM:
             return io.NodeOutput(load_image_model(path), load_clip(path), pixel_vae(clips=False), None)
-        return io.NodeOutput(load_model(path), load_clip(path), pixel_vae(), None)
+        load = load_snap_model if system == snap.SYSTEM else load_model
+        return io.NodeOutput(load(path), load_clip(path), pixel_vae(), None)
 
 
 class PixelVAE(comfy.sd.VAE):

@@ -41,7 +41,8 @@ class SampleVideo(io.ComfyNode):
                 io.Combo.Input(
                     "sampler", options=SAMPLERS, default=SAMPLERS[0],
                     tooltip="ddim: deterministic. vdm_ancestral, vdm_predictor_corrector: those of Video Diffusion Models; "
-                    "the second evaluates the model twice per step. The rest are ComfyUI's.",
+                    "the second evaluates the model twice per step. edm_heun: Snap Video's, twice too. The rest are "
+                    "ComfyUI's.",
                 ),
                 io.Combo.Input(
                     "schedule", options=SCHEDULES, default=PAPER_SCHEDULE,

@@ -23,7 +23,7 @@ def test_every_node_is_there_and_no_stock_node_has_its_name(ours):
         "LoadVideoModel", "EmptyVideoLatent", "SampleVideo", "SamplerVDM",
         "ReconstructionGuide", "TemporalUpsample", "ExtendVideo", "SpatialUpsample", "OscillatingGuidance",
         "DDIMInvert", "SparseCausalAttention", "TuneAVideo", "LoadTunedVideo",
-        "EncodeContentMotion", "DecodeContentMotion", "AttachContentFrame",
+        "EncodeContentMotion", "DecodeContentMotion", "AttachContentFrame", "SamplerEDMHeun", "SetFrameRate",
     }  # fmt: skip
 
 
@@ -100,6 +100,8 @@ def test_input_order_is_kept_for_saved_workflows(ours):
         "EncodeContentMotion": ["codec", "frames", "vae"],
         "DecodeContentMotion": ["codec", "content", "motion", "vae"],
         "AttachContentFrame": ["model", "codec", "content", "vae"],
+        "SamplerEDMHeun": ["s_churn", "s_tmin", "s_tmax", "s_noise"],
+        "SetFrameRate": ["conditioning", "frame_rate", "original_height"],
     }  # fmt: skip
     for name, order in released.items():
         now = ours[name]["input_order"]

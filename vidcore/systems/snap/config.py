@@ -23,6 +23,7 @@ class SnapConfig:
         condition: channels of a conditioning token.
         context: channels of the text tokens; 0 for a model without text.
         dropout: after self-attention.
+        interval: the time between frames where nobody says another, in seconds, or whatever the model was trained with.
         low_resolution: the input has the clip of the first stage beside the noisy one, as in the second stage.
         sigma_in, sigma_data: of the diffusion, see `vidcore.edm.EDM`.
     """
@@ -43,6 +44,7 @@ class SnapConfig:
     condition: int = 768
     context: int = 4096
     dropout: float = 0.1
+    interval: float = 1 / 24
     low_resolution: bool = False
     sigma_in: float = sigma_in(16, 64)
     sigma_data: float = 1.0
