@@ -18,7 +18,7 @@ from .convert import (
     latent_to_clip,
     whole_latents,
 )  # fmt: skip
-from .guide import Decoder, Guide, guided, still
+from .guide import Decoder, Guide, guided, is_motion, still
 from .samplers import PAPER_SCHEDULE, SAMPLERS, SCHEDULES, make_sampler, make_sigmas
 
 
@@ -113,6 +113,10 @@ def check_frames(model, vae, image: torch.Tensor, least: int) -> None:
         raise ValueError(f"at least {least} frames are needed, got {image.shape[0]}")
     if not torch.isfinite(image).all():
         raise ValueError("the frames hold NaN or infinite values; please check the node that made them")
+    if is_motion(model.model):
+        raise ValueError(
+            "this model makes motion latents, not frames; please give what is known of a motion to Reconstruction Guide."
+        )
     channels = model.get_model_object("latent_format").latent_channels
     if vae.latent_channels != channels:
         raise ValueError(

@@ -228,6 +228,22 @@ def test_what_does_not_fit_is_refused(cmd_file, clip_file, run, change, message)
         run(prompt)
 
 
+@pytest.mark.parametrize("kind", ["ExtendVideo", "TemporalUpsample", "SpatialUpsample"])
+def test_window_nodes_refuse_a_motion_model(cmd_file, clip_file, run, kind):
+    """They make frames, which this model does not; Reconstruction Guide is for it."""
+    own = {"ExtendVideo": {"new_frames": 4}, "TemporalUpsample": {"factor": 2}, "SpatialUpsample": {"factor": 2}}[kind]
+    prompt = loaded(cmd_file, clip_file()[0]) | {
+        "7": node("AttachContentFrame", model=["1", 0], codec=["1", 3], content=["6", 0]),
+        "8": node(
+            kind, model=["7", 0], positive=["2", 0], negative=["3", 0], vae=["1", 2], image=["5", 0], seed=1, steps=2,
+            guidance_scale=1.0, sampler="ddim", schedule="uniform_time", weight=1.0, window=4, overlap=1, **own,
+        ),
+        "9": node("PreviewImage", images=["8", 0]),
+    }  # fmt: skip
+    with pytest.raises(start.RunError, match="makes motion latents"):
+        run(prompt)
+
+
 def test_motion_of_another_autoencoder_is_refused(cmd_file, clip_file, tmp_path, model_file, run):
     codec = ContentMotionCodec(CODEC)
     other = model_file(file_of(tmp_path, {"codec": codec}, content_motion.to_info(CODEC)), "codec.safetensors")
