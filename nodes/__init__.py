@@ -10,6 +10,7 @@ from .guide import ReconstructionGuide
 from .invert import DDIMInvert
 from .latent import EmptyVideoLatent
 from .load import LoadVideoModel
+from .mitigate import MitigatingGradientSampling
 from .oscillate import OscillatingGuidance
 from .sample import SampleVideo
 from .samplers import SamplerEDMHeun, SamplerVDM
@@ -27,5 +28,5 @@ class VidCore(ComfyExtension):
             ReconstructionGuide, TemporalUpsample, ExtendVideo, SpatialUpsample, OscillatingGuidance,
             DDIMInvert, SparseCausalAttention, TuneAVideo, LoadTunedVideo,
             EncodeContentMotion, DecodeContentMotion, AttachContentFrame,
-            SamplerEDMHeun, SetFrameRate,
+            SamplerEDMHeun, SetFrameRate, MitigatingGradientSampling,
         ]  # fmt: skip

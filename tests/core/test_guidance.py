@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vidcore.guide.extend import extension, interpolation, stream
-from vidcore.guide.measure import Decoded, Known, LowResolution, TemporalAverage, downsample, known_frames
+from vidcore.guide.measure import Decoded, FrameDifferences, Known, LowResolution, TemporalAverage, downsample, known_frames
 from vidcore.guide.reconstruction import GuidanceDiverged, reconstruct, with_reconstruction
 from vidcore.guide.replace import with_marginal_replacement, with_posterior_replacement
 from vidcore.sample import ancestral_step, ddim_step, sample_clip
@@ -230,3 +230,29 @@ def test_wrong_windows_are_refused():
     for numbers, words in (((4, 6, 1), "at least the window"), ((9, 6, 6), "overlap"), ((9, 6, -1), "overlap")):
         with pytest.raises(ValueError, match=words):
             next(stream(lambda *_: None, *numbers))
+
+
+def test_mitigating_gradient_by_hand():
+    """x-hat = G z and E = ||D x-hat||^2, so x~ = G z - w alpha G^T D^T D G z."""
+    t, weight = 0.4, 0.7
+    alpha, sigma = levels(t)
+    z = draw(3) + sigma * draw(3, seed=2)
+    gain = alpha * COVARIANCE @ torch.linalg.inv(alpha**2 * COVARIANCE + sigma**2 * EYE)
+    difference = EYE[1:] - EYE[:-1]
+    made = reconstruct(lambda z: ideal(z, t), z, alpha, [FrameDifferences()], weight)[:, 0, :, 0, 0]
+    x0 = z[:, 0, :, 0, 0] @ gain.T
+    torch.testing.assert_close(made, x0 - weight * alpha * x0 @ difference.T @ difference @ gain)
+
+
+def test_mitigating_gradient_steadies_clips_the_more_the_stronger():
+    shape = (500, 1, FRAMES, 1, 1)
+
+    def roughness(weight):
+        denoiser = lambda z, t: ideal(z, t)  # noqa: E731
+        steady = with_reconstruction(denoiser, SCHEDULE, [FrameDifferences()], weight)
+        clip = sample_clip(steady, SCHEDULE, shape, 30, ddim_step, 0)
+        return clip, float(clip.diff(dim=2).square().mean())
+
+    found = [roughness(weight) for weight in (0.0, 0.1, 0.3, 0.5)]
+    assert all(a > 1.1 * b for (_, a), (_, b) in zip(found, found[1:]))
+    assert torch.equal(found[0][0], sample_clip(lambda z, t: ideal(z, t), SCHEDULE, shape, 30, ddim_step, 0))

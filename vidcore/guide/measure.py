@@ -116,6 +116,17 @@ class TemporalAverage:
 
 
 @dataclass(frozen=True)
+class FrameDifferences:
+    """That successive frames are alike: guidance lowers sum_f ||x-hat_(f+1) - x-hat_f||^2, and so steadies a clip.
+
+    HARIVO (arXiv 2410.07763) calls this mitigating gradient sampling. Its formula is not public; this form is ours.
+    """
+
+    def residual(self, x0: Tensor) -> Tensor:
+        return x0[:, :, 1:] - x0[:, :, :-1]
+
+
+@dataclass(frozen=True)
 class Decoded:
     """A measurement of the decoded clip, for models that work on latents.
 
