@@ -56,12 +56,18 @@ class EncodeContentMotion(io.ComfyNode):
             raise ValueError("the clip holds NaN or infinite numbers; please check the node that made it.")
         clip = to_codec(codec, frames, vae)
         check_size(codec, clip.shape[3:], "frames")
-        encoded = codec.encode(clip)
-        content = encoded.content[0].movedim(0, 1)[None]  # 1 C N H W, as if a clip
-        size = list(content.shape[3:])
-        motion = {"samples": encoded.motion, OF: {"codec": codec.fingerprint, "size": size}}
-        weights = encoded.importance[0].mean(dim=0)  # T H W
-        pictures = torch.cat([w / w.max() for w in weights.split(codec.config.frames)])
+        windows = clip.split(codec.config.frames, dim=2)
+        bar, contents, motions, pictures = comfy.utils.ProgressBar(len(windows)), [], [], []
+        for window in windows:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            encoded = codec.encode(window)
+            contents.append(encoded.content.movedim(1, 2))  # 1 C 1 H W, as if a clip
+            motions.append(encoded.motion)
+            weight = encoded.importance[0].mean(dim=0)  # T H W
+            pictures.append(weight / weight.max())
+            bar.update(1)
+        content, pictures = torch.cat(contents, dim=2), torch.cat(pictures)
+        motion = {"samples": torch.cat(motions, dim=2), OF: {"codec": codec.fingerprint, "size": list(content.shape[3:])}}
         importance = comfy.utils.common_upscale(
             pictures[:, None], frames.shape[2], frames.shape[1], "nearest-exact", "disabled"
         )
@@ -111,11 +117,11 @@ class DecodeContentMotion(io.ComfyNode):
                 f"{clips} motion latent(s) of {samples.shape[2]} frames need {clips * each} content frame(s), one for each "
                 f"{codec.config.frames} frames; got {count}. Please give them in order, as Encode Content Motion does."
             )
-        bar = comfy.utils.ProgressBar(clips)
-        made = []
-        for own, movement in zip(frames[0].movedim(1, 0).split(each), samples.split(1)):
+        bar, made = comfy.utils.ProgressBar(clips * each), []
+        windows = [part for one in samples.split(1) for part in one.split(codec.config.frames, dim=2)]
+        for own, movement in zip(frames.split(1, dim=2), windows):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            made.append(from_codec(codec, codec.decode(own[None], movement), vae))
+            made.append(from_codec(codec, codec.decode(own.movedim(2, 1), movement), vae))
             bar.update(1)
         return io.NodeOutput(torch.cat(made), ui=ui.PreviewText(notice) if notice else None)
 

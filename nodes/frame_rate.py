@@ -1,4 +1,4 @@
-"""SetFrameRate: the frame rate and original size that a model is asked for (Snap Video, section 3.1)."""
+"""SetFrameRate: the frame rate and original size that a model is asked for (Snap Video, arXiv 2402.14797)."""
 
 import node_helpers
 from comfy_api.latest import io

@@ -119,14 +119,14 @@ class HostCodec:
         self.patcher.cached_patcher_init = (_codec_patcher, (path,))
 
     def encode(self, clip: Tensor) -> Encoded:
-        """A clip B C T H W, pixels in [-1, 1] or latents, to content frames and motion; tensors on the host's device."""
+        """A window B C T H W, pixels in [-1, 1] or latents, to its content frame and motion, on the host's device."""
         chunk = self._load(clip.shape)
         encoded = self.patcher.model.encode(clip.to(self.patcher.load_device, torch.float32), chunk)
         device = comfy.model_management.intermediate_device()
         return Encoded(*(x.to(device, torch.float32) for x in (encoded.content, encoded.motion, encoded.importance)))
 
     def decode(self, content: Tensor, motion: Tensor) -> Tensor:
-        """The inverse: content frames B N C H W and motion B D T (H' + W') to a clip B C T H W."""
+        """The inverse: a content frame B 1 C H W and motion B D T (H' + W') to a window B C T H W."""
         shape = (*content.shape[:1], content.shape[2], motion.shape[2], *content.shape[3:])
         chunk = self._load(shape)
         device = self.patcher.load_device

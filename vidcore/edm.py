@@ -1,4 +1,4 @@
-"""EDM with an input scale: the diffusion of Snap Video (arXiv 2402.14797, section 3.2), on that of EDM (arXiv 2206.00364).
+"""EDM with an input scale: the diffusion of Snap Video (arXiv 2402.14797), on that of EDM (arXiv 2206.00364).
 
 Neighbouring pixels of a clip are alike, so the mean of T s^2 of them shows through noise that hides each one, and a network
 can cheat where it should learn. Snap Video therefore makes the signal fainter by ``sigma_in = s sqrt(T)``, for T frames and
@@ -116,5 +116,5 @@ class EDM:
 
 
 def sigma_in(frames: int, size: int) -> float:
-    """Snap Video's input scale s sqrt(T) for clips of ``frames`` and a width of ``size`` pixels (section 3.2)."""
+    """Snap Video's input scale s sqrt(T) for clips of ``frames`` and a width of ``size`` pixels."""
     return size / 64 * math.sqrt(frames)

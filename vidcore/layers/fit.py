@@ -1,6 +1,6 @@
 """FIT's block: many patch tokens, of which few latent tokens read, on which the work is done, and which write back.
 
-FIT (Chen & Li 2023, arXiv 2305.12689) as Snap Video has it (arXiv 2402.14797, section 3.3 and appendix): patches stand in
+FIT (Chen & Li 2023, arXiv 2305.12689) as Snap Video has it (arXiv 2402.14797): patches stand in
 groups, each with latents of its own; all latents together attend to one another; the local self-attention of the original is
 replaced by a feed-forward layer after each cross-attention.
 """
@@ -67,7 +67,7 @@ class SelfAttention(nn.Module):
 
 
 class FITBlock(nn.Module):
-    """Read the conditions, read the patches, compute, write (Snap Video, section 3.3).
+    """Read the conditions, read the patches, compute, write (Snap Video's order).
 
     Args:
         width: channels of a patch token.

@@ -79,7 +79,7 @@ def snap_sample(
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
     **conditions,
 ) -> Tensor:
-    """A clip from nothing but a seed: x_sigma ~ N(0, sigma_max^2 I) at first (Snap Video section 3.2).
+    """A clip from nothing but a seed: x_sigma ~ N(0, sigma_max^2 I) at first, as in Snap Video.
 
     Args:
         edm: an `EDM`.

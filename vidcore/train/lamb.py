@@ -1,4 +1,4 @@
-"""LAMB (You et al. 2019, arXiv 1904.00962, algorithm 2), with which Snap Video trains (arXiv 2402.14797, appendix)."""
+"""LAMB (You et al. 2019, arXiv 1904.00962, algorithm 2), with which Snap Video trains (arXiv 2402.14797)."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ class LAMB(torch.optim.Optimizer):
         w <- w - lr (||w|| / ||r||) r
 
     The ratio is 1 where either norm is 0, and for tensors of one axis (biases, gains of norms), which get no weight decay
-    either. It has no upper bound, as in Snap Video's source for it; implementations differ in both.
+    either. It has no upper bound. Implementations differ in both.
 
     Args:
         params: parameters or groups of them.

@@ -1,4 +1,4 @@
-"""Sizes of Snap Video's networks, the paper's by name (arXiv 2402.14797, appendix, table of architectures)."""
+"""Sizes of Snap Video's networks, the paper's by name (arXiv 2402.14797, its table of architectures)."""
 
 from dataclasses import dataclass
 

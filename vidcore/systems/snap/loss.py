@@ -1,4 +1,4 @@
-"""Snap Video's objective, for clips and images alike (arXiv 2402.14797, sections 3.1 and 3.2)."""
+"""Snap Video's objective, for clips and images alike (arXiv 2402.14797)."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ CORRUPTION = (-4.6, 0.0)
 
 
 def images_as_clips(images: Tensor, frames: int) -> Tensor:
-    """Images B C H W as clips B C T H W of an infinite frame rate: every frame is the image (section 3.1)."""
+    """Images B C H W as clips B C T H W of an infinite frame rate: every frame is the image."""
     return images[:, :, None].expand(-1, -1, frames, -1, -1)
 
 

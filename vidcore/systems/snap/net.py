@@ -1,4 +1,4 @@
-"""Snap Video's network: a FIT on patches of a clip (arXiv 2402.14797, section 3.3)."""
+"""Snap Video's network: a FIT on patches of a clip (arXiv 2402.14797)."""
 
 import math
 
@@ -36,7 +36,7 @@ class FIT(nn.Module):
     """Scaled noisy clip, c_noise and conditions in; the F of `vidcore.edm.EDM.denoise` out.
 
     Every group of patches spans all frames, so that latents mix space and time at once. Images are clips of like frames
-    whose frames follow one another after no time at all: an infinite frame rate (section 3.1).
+    whose frames follow one another after no time at all: an infinite frame rate.
 
     Args:
         config: sizes.
