@@ -419,7 +419,9 @@ def test_the_cosine_meets_both_ends_and_their_middle(tmp_path):
         ('"lamb"', '"sgd"', "recipe.optimiser must be one of adamw, lamb"),
         ("rates = [1.0, 0.5, 0.25]", "rates = [2.0]", "rates must be parts of the whole"),
         ("rates = [1.0, 0.5, 0.25]", "rates = []", "rates must be parts of the whole"),
-        ("frames = 4\nsize", "frames = 5\nsize", "at most 4"),
+        ("frames = 4\nsize", "frames = 2\nsize", "takes 4 frames of 16x16 alone"),
+        ("size = 16\nimages", "size = 32\nimages", "got 4 of 32x32"),
+        ("width = 16", "width = 32", "takes 4 frames of 32x16 alone"),
     ],
 )
 def test_a_wrong_recipe_of_snap_is_refused(tmp_path, old, new, message):

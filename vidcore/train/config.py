@@ -165,6 +165,12 @@ def _phase(table: Any, where: str, model: Any) -> Phase:
     phase = _build(Phase, table, where)
     if phase.size % model.stride or phase.size == 0:
         raise ConfigError(f"{where}.size must be a multiple of {model.stride}, got {phase.size}")
+    fixed = getattr(model, "fixed", (phase.frames, phase.size, phase.size))
+    if (phase.frames, phase.size, phase.size) != fixed:
+        raise ConfigError(
+            f"{where}: this model takes {fixed[0]} frames of {fixed[2]}x{fixed[1]} alone, and recipes square ones; got "
+            f"{phase.frames} of {phase.size}x{phase.size}"
+        )
     if min(phase.steps, phase.batch, phase.frames) < 1:
         raise ConfigError(f"{where}: steps, batch and frames must be at least 1")
     for name, known in (("sizes", SIZES), ("backgrounds", BACKGROUNDS), ("motions", MOTIONS), ("shapes", SHAPES)):

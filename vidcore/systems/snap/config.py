@@ -73,6 +73,11 @@ class SnapConfig:
         return self.frames
 
     @property
+    def fixed(self) -> tuple[int, int, int]:
+        """Frames, height and width: it takes no others."""
+        return self.frames, self.height, self.width
+
+    @property
     def groups(self) -> tuple[int, int]:
         """Rows and columns of groups."""
         return self.height // self.patch // self.group[0], self.width // self.patch // self.group[1]
