@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from .convert import decode_frames, encode_frames, images_to_clip, latent_axes
+from .convert import clip_to_images, decode_frames, encode_frames, images_to_clip, latent_axes
 from .host_cmd import CONTENT, HostCodec, HostMotionDiT
 
 Codec = io.Custom("CONTENT_MOTION_CODEC")
@@ -106,7 +106,9 @@ class DecodeContentMotion(io.ComfyNode):
         if size != tuple(frames.shape[3:]):
             notice = f"The content frame was resized from {frames.shape[4]}x{frames.shape[3]} to {size[1]}x{size[0]}."
             frames = comfy.utils.common_upscale(frames[0].movedim(0, 1), size[1], size[0], "bicubic", "disabled")
-            frames = frames.movedim(0, 1)[None].clamp(-1, 1) if codec.config.channels == 3 else frames.movedim(0, 1)[None]
+            frames = frames.movedim(0, 1)[None]
+            if codec.config.channels == 3:
+                frames = frames.clamp(-1, 1)
         clips = len(samples)
         each = -(-samples.shape[2] // codec.config.frames)  # content frames of one clip
         count = frames.shape[2]
@@ -201,7 +203,7 @@ def to_codec(codec: HostCodec, images: Tensor, vae) -> Tensor:
 def from_codec(codec: HostCodec, clip: Tensor, vae) -> Tensor:
     """The inverse of `to_codec`."""
     if vae is None:
-        return ((clip[0].permute(1, 2, 3, 0) + 1) / 2).clamp(0, 1)
+        return clip_to_images(clip).clamp(0, 1)
     return decode_frames(vae, clip)
 
 

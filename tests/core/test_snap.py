@@ -37,6 +37,7 @@ def test_paper_sizes(name, millions):
     net = FIT(config, device="meta")
     count = sum(p.numel() for p in net.parameters()) / 1e6
     assert abs(count / millions - 1) < 0.08
+    assert round(count) == {"500m": 501, "3.9b": 4050, "3.9b_upsampler": 4200}[name]
     tokens = config.frames * (config.height // 4) * (config.width // 4)
     assert tokens == (147_456 if config.low_resolution else 2_560)
     assert config.groups == ((4, 8) if config.low_resolution else (2, 4))

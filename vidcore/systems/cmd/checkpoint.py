@@ -7,6 +7,7 @@ from ... import weights
 from ...codec import content_motion
 from ...codec.content_motion import ContentMotionCodec, ContentMotionConfig
 from ...text import TextConfig, TextEncoder
+from ...text.load import load_with_text
 from .config import MotionConfig
 from .net import MotionDiT
 
@@ -26,9 +27,4 @@ def from_info(info: dict) -> tuple[MotionConfig, TextConfig, ContentMotionConfig
 
 def load_cmd(path: str | os.PathLike) -> tuple[MotionDiT, TextEncoder, ContentMotionCodec]:
     """The parts of a file, in evaluation mode on the CPU. Raises `weights.WeightsError`."""
-    tensors, info = weights.load(path)
-    model, text, _ = from_info(info)
-    net, encoder = MotionDiT(model), TextEncoder(text)
-    weights.load_into(net, weights.part(tensors, "net."), "network")
-    weights.load_into(encoder, weights.part(tensors, "text."), "text encoder")
-    return net.eval(), encoder.eval(), content_motion.load_codec(path)
+    return *load_with_text(path, from_info, MotionDiT), content_motion.load_codec(path)

@@ -5,6 +5,7 @@ import os
 
 from ... import weights
 from ...text import TextConfig, TextEncoder
+from ...text.load import load_with_text
 from .config import SnapConfig
 from .net import FIT
 
@@ -23,9 +24,4 @@ def from_info(info: dict) -> tuple[SnapConfig, TextConfig]:
 
 def load_snap(path: str | os.PathLike) -> tuple[FIT, TextEncoder]:
     """Network and text encoder of a file, in evaluation mode on the CPU. Raises `weights.WeightsError`."""
-    tensors, info = weights.load(path)
-    model, text = from_info(info)
-    net, encoder = FIT(model), TextEncoder(text)
-    weights.load_into(net, weights.part(tensors, "net."), "network")
-    weights.load_into(encoder, weights.part(tensors, "text."), "text encoder")
-    return net.eval(), encoder.eval()
+    return load_with_text(path, from_info, FIT)

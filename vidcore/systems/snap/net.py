@@ -143,6 +143,7 @@ class FIT(nn.Module):
         self, c_noise: Tensor, interval: Tensor, size: Tensor, corruption: Tensor | None, context: Tensor | None
     ) -> Tensor:
         """The conditioning tokens B L E: noise level, frame interval, original size, corruption, text."""
+        # 4 c_noise is ln sigma.
         tokens = [self.noise_token(4 * c_noise), self.interval_token(interval), self.size_token(size.float().log())]
         if self.corruption_token is not None:
             tokens.append(self.corruption_token(corruption))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ... import weights
 from ...text import TextConfig, TextEncoder
+from ...text.load import load_with_text
 from .config import VDMConfig
 from .net import UNet3D
 
@@ -35,9 +36,4 @@ def to_tensors(net: nn.Module, text: nn.Module) -> dict[str, Tensor]:
 
 def load_vdm(path: str | os.PathLike) -> tuple[UNet3D, TextEncoder]:
     """Network and text encoder from a file, in evaluation mode on the CPU. Raises `weights.WeightsError`."""
-    tensors, info = weights.load(path)
-    model, text = from_info(info)
-    net, encoder = UNet3D(model), TextEncoder(text)
-    weights.load_into(net, weights.part(tensors, "net."), "network")
-    weights.load_into(encoder, weights.part(tensors, "text."), "text encoder")
-    return net.eval(), encoder.eval()
+    return load_with_text(path, from_info, UNet3D)
