@@ -30,8 +30,8 @@ from vidcore.objective import add_noise, drop, squared_error
 from vidcore.sample import ddim_step, sample_clip
 from vidcore.systems import image
 from vidcore.systems.image import ImageConfig, from_info, to_info, unet_arguments
-from vidcore.systems.vdm.checkpoint import load_vdm
 from vidcore.text import TextEncoder, Vocabulary
+from vidcore.text.load import load_text
 from vidcore.train.config import read_config
 from vidcore.train.loop import train
 
@@ -84,7 +84,7 @@ class ShapesImage:
         self.comfyui = comfyui
 
     def build(self, config, root: Path) -> nn.ModuleDict:
-        _, text = load_vdm(root / config.text_from)
+        text = load_text(root / config.text_from)
         net = build(self.comfyui, config.model)
         if config.start_from:
             weights.load_into(net, weights.load(root / config.start_from, "net.")[0], "network")

@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import folders
+from .cascade import UpsampleVideoCascade
 from .content_motion import AttachContentFrame, DecodeContentMotion, EncodeContentMotion
 from .extend import ExtendVideo, SpatialUpsample, TemporalUpsample
 from .frame_rate import SetFrameRate
@@ -28,5 +29,5 @@ class VidCore(ComfyExtension):
             ReconstructionGuide, TemporalUpsample, ExtendVideo, SpatialUpsample, OscillatingGuidance,
             DDIMInvert, SparseCausalAttention, TuneAVideo, LoadTunedVideo,
             EncodeContentMotion, DecodeContentMotion, AttachContentFrame,
-            SamplerEDMHeun, SetFrameRate, MitigatingGradientSampling,
+            SamplerEDMHeun, SetFrameRate, MitigatingGradientSampling, UpsampleVideoCascade,
         ]  # fmt: skip

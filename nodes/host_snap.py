@@ -1,4 +1,4 @@
-"""Snap Video's first stage as a first-class host MODEL."""
+"""Both stages of Snap Video as first-class host MODELs."""
 
 import math
 from collections import OrderedDict
@@ -20,6 +20,8 @@ from .host_vdm import PixelClips
 
 # What Set Frame Rate puts into a CONDITIONING.
 INTERVAL, ROWS = "vidcore_frame_interval", "vidcore_original_rows"
+# Where a MODEL keeps the clip to enlarge, among its transformer options: 1 C T H W, corrupted, and ln of how much.
+LOW = "vidcore_low_resolution"
 
 
 class SnapSampling(comfy.model_sampling.ModelSamplingContinuousEDM):
@@ -68,11 +70,20 @@ class HostFIT(FIT):
         config, now = self.config, float(timesteps.flatten()[0])
         interval = x.new_full((len(x),), config.interval) if interval is None else interval
         size = x.new_full((len(x),), float(config.height)) if size is None else size
+        low = None
+        if config.low_resolution:
+            if LOW not in transformer_options:
+                raise ValueError(
+                    "this model is a second stage, which enlarges a clip, and has none; please use Upsample Video Cascade."
+                )
+            clip, level = transformer_options[LOW]
+            low = {"low_resolution": clip.to(x).expand_as(x), "corruption": x.new_full((len(x),), level)}
         names = transformer_options.get("uuids", [])
         previous = self.recall(names, now, len(x)) if names else None
         made, latents = super().forward(
-            x, timesteps, context, interval=interval.flatten().float(), size=size.flatten().float(), previous=previous
-        )
+            x, timesteps, context, interval=interval.flatten().float(), size=size.flatten().float(), previous=previous,
+            **(low or {}),
+        )  # fmt: skip
         if names:
             for name, part in zip(names, latents.detach().chunk(len(names))):
                 self.seen[name] = now, part

@@ -9,6 +9,8 @@ from vidcore.layers.attention import attention
 from vidcore.layers.fit import CrossAttention, FITBlock
 from vidcore.systems.snap import CONFIGS, FIT, SnapConfig, images_as_clips, snap_loss
 from vidcore.systems.snap.net import number_features
+from vidcore.systems.snap.stages import corrupt, enlarge, second_stage, shrink
+from vidcore.weights import WeightsError
 
 TINY = SnapConfig.tiny()
 
@@ -144,7 +146,7 @@ def test_self_conditioning_starts_as_nothing_and_carries_no_gradient():
 
 
 def test_gradients_reach_every_parameter_and_the_loss_repeats():
-    net = make(low_resolution=True).train()
+    net = make(low_height=8).train()
     z, _, context, given = batch()
     losses = []
     for _ in range(2):
@@ -186,7 +188,7 @@ def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="takes no clip to enlarge"):
         net(z, c_noise, context, **given, low_resolution=z)
     with pytest.raises(ValueError, match="needs the clip of the first stage"):
-        make(low_resolution=True)(z, c_noise, context, **given)
+        make(low_height=8)(z, c_noise, context, **given)
     with pytest.raises(ValueError, match="must divide into groups"):
         replace(TINY, height=20)
 
@@ -194,3 +196,46 @@ def test_shapes_that_do_not_fit_are_refused():
 def test_features_tell_no_interval_from_small_ones():
     features = number_features(torch.tensor([0.0, 1 / 60, 1 / 24, 1 / 8, 1.0]))
     assert torch.cdist(features, features).add(100 * torch.eye(5)).min() > 0.5
+
+
+# ------------------------------------------------------------------------------------------------------ the second stage
+
+SECOND = replace(TINY, height=32, width=32, group=(4, 4), low_height=16, sigma_in=4.0)
+
+
+def test_the_papers_second_stage_enlarges_what_its_first_makes():
+    first, second = CONFIGS["3.9b"], CONFIGS["3.9b_upsampler"]
+    assert second.low_size == (36, 64) and (first.height - 4, first.width) == second.low_size  # 36 rows, padded by 4
+    with pytest.raises(ValueError, match="a whole number of times the first stage's clip of 12 rows"):
+        replace(TINY, low_height=12)
+
+
+def test_enlarging_what_was_shrunk_keeps_what_is_smooth():
+    ramp = torch.linspace(-1, 1, 32).expand(1, 3, 4, 32, 32)
+    low = shrink(ramp, SECOND)
+    assert low.shape == (1, 3, 4, 16, 16)
+    torch.testing.assert_close(enlarge(low, (32, 32))[..., 1:-1], ramp[..., 1:-1])
+
+
+def test_corruption_has_the_deviation_that_its_level_says():
+    noise = torch.randn(2, 3, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    found = corrupt(torch.zeros(2, 3, 4, 64, 64), torch.tensor([-2.0, 0.5]), noise).flatten(1).std(dim=1)
+    torch.testing.assert_close(found, torch.tensor([-2.0, 0.5]).exp(), rtol=0.01, atol=0)
+
+
+@torch.no_grad()
+def test_a_second_stage_begins_from_the_first_and_does_not_see_the_clip_yet():
+    first = make()
+    net = second_stage(first, SECOND).eval()
+    z, c_noise, context, given = batch(config=SECOND)
+    levels = torch.zeros(2)
+    one, other = (net(z, c_noise, context, **given, low_resolution=low, corruption=levels)[0] for low in (z, -z))
+    assert torch.equal(one, other) and one.abs().max() > 0.01
+    # Nothing else was touched, and at the first stage's own size every place is the first stage's.
+    same = second_stage(first, replace(TINY, low_height=8)).state_dict()
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(same[name][:, : value.shape[1]] if name == "patch_in.weight" else same[name], value)
+    with pytest.raises(WeightsError, match="of the same frames, widths, latents and blocks"):
+        second_stage(first, replace(SECOND, token=24))
+    with pytest.raises(WeightsError, match="begins from a first one"):
+        second_stage(net, SECOND)

@@ -395,6 +395,24 @@ def test_snap_trains_by_lamb_resumes_to_the_same_bits_and_loads(tmp_path):
     assert torch.equal(SYSTEMS["snap"].build(again, tmp_path)["net"].place, net.place)
 
 
+def test_a_second_stage_trains_from_a_first_one(tmp_path):
+    train(recipe(tmp_path, SNAP), tmp_path, stop_after=1, report=quiet)
+    changed = {
+        '"out/snap.safetensors"': '"out/second.safetensors"\nstart_from = "out/snap.safetensors"',
+        "height = 16\nwidth = 16\ngroup = [2, 2]": "height = 32\nwidth = 32\ngroup = [4, 4]\nlow_height = 16",
+        "size = 16": "size = 32",
+    }
+    text = SNAP
+    for old, new in changed.items():
+        assert old in text
+        text = text.replace(old, new)
+    train(recipe(tmp_path, text), tmp_path, report=quiet)
+    net, _ = load_snap(tmp_path / "out" / "second.safetensors")
+    assert net.config.low_size == (16, 16)
+    pixels = net.config.channels * net.config.patch**2
+    assert net.patch_in.weight[:, pixels:].any()  # it has begun to see the clip to enlarge
+
+
 def test_clips_of_a_higher_rate_show_a_part_of_the_motion(tmp_path):
     phase = recipe(tmp_path, SNAP).phases[0]
     vocabulary = Vocabulary(VOCABULARY, 24)

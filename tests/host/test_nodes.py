@@ -24,7 +24,7 @@ def test_every_node_is_there_and_no_stock_node_has_its_name(ours):
         "ReconstructionGuide", "TemporalUpsample", "ExtendVideo", "SpatialUpsample", "OscillatingGuidance",
         "DDIMInvert", "SparseCausalAttention", "TuneAVideo", "LoadTunedVideo",
         "EncodeContentMotion", "DecodeContentMotion", "AttachContentFrame", "SamplerEDMHeun", "SetFrameRate",
-        "MitigatingGradientSampling",
+        "MitigatingGradientSampling", "UpsampleVideoCascade",
     }  # fmt: skip
 
 
@@ -104,6 +104,10 @@ def test_input_order_is_kept_for_saved_workflows(ours):
         "SamplerEDMHeun": ["s_churn", "s_tmin", "s_tmax", "s_noise"],
         "SetFrameRate": ["conditioning", "frame_rate", "original_height"],
         "MitigatingGradientSampling": ["model", "strength", "start_percent", "end_percent", "every", "memory_saver"],
+        "UpsampleVideoCascade": [
+            "model", "positive", "negative", "image", "seed", "steps", "guidance_scale", "sampler", "schedule", "corruption",
+            "overlap", "weight", "memory_saver",
+        ],
     }  # fmt: skip
     for name, order in released.items():
         now = ours[name]["input_order"]

@@ -1,5 +1,7 @@
-"""Snap Video's first stage as a MODEL of a real ComfyUI; random weights of a small FIT."""
+"""Both stages of Snap Video as MODELs of a real ComfyUI; random weights of a small FIT."""
 
+import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,6 +13,7 @@ from vidcore.data.shapes import VOCABULARY
 from vidcore.sample.heun import heun_sample
 from vidcore.systems.snap import FIT, SnapConfig
 from vidcore.systems.snap.checkpoint import to_info
+from vidcore.systems.snap.stages import corrupt, enlarge
 from vidcore.text import TextConfig, TextEncoder, Vocabulary
 
 from .prompts import keep_latent, node, sample
@@ -23,22 +26,43 @@ TEXT = TextConfig(VOCABULARY, 24, 16, 1)
 PROMPT = "a red star rotates over a black background"
 
 
-@pytest.fixture
-def parts():
+SECOND = replace(CONFIG, height=32, width=32, group=(4, 4), low_height=16, sigma_in=4.0)
+
+
+def random_parts(config):
     torch.manual_seed(0)
-    net, text = FIT(CONFIG).init_weights(), TextEncoder(TEXT)
+    net, text = FIT(config).init_weights(), TextEncoder(TEXT)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return net.eval(), text.eval()
 
 
-@pytest.fixture
-def snap_file(parts, tmp_path, model_file):
+def file_of(folder, parts):
     named = zip(("net", "text"), parts)
     tensors = {f"{name}.{key}": value for name, part in named for key, value in part.state_dict().items()}
-    weights.save(tmp_path / "snap.safetensors", tensors, to_info(CONFIG, TEXT))
-    return model_file((tmp_path / "snap.safetensors").read_bytes(), "snap.safetensors")
+    weights.save(folder / "snap.safetensors", tensors, to_info(parts[0].config, TEXT))
+    return (folder / "snap.safetensors").read_bytes()
+
+
+@pytest.fixture
+def parts():
+    return random_parts(CONFIG)
+
+
+@pytest.fixture
+def snap_file(parts, tmp_path, model_file):
+    return model_file(file_of(tmp_path, parts), "snap.safetensors")
+
+
+@pytest.fixture
+def second():
+    return random_parts(SECOND)
+
+
+@pytest.fixture
+def second_file(second, tmp_path, model_file):
+    return model_file(file_of(tmp_path, second), "snap_second.safetensors")
 
 
 def loaded(name, **size):
@@ -132,3 +156,104 @@ def test_a_clip_of_another_size_is_refused(snap_file, run):
     prompt = loaded(snap_file, width=24) | {"5": sample(**HEUN), "6": keep_latent("5")}
     with pytest.raises(start.RunError, match="makes 4 frames of 16x16"):
         run(prompt)
+
+
+# ------------------------------------------------------------------------------------------------------ the second stage
+
+
+def cascade(**inputs):
+    values = dict(seed=3, steps=4, guidance_scale=1.0, sampler="edm_heun", schedule="karras", corruption=0.2, overlap=2)
+    names = dict(model=["1", 0], positive=["2", 0], negative=["3", 0], image=["5", 0])
+    return node("UpsampleVideoCascade", **{**names, **values, "weight": 0.0, **inputs})
+
+
+def a_clip(name, frames):
+    """Nodes 1 to 3 as `loaded`, and frames of 16x16 that differ, node 5."""
+    prompt = loaded(name)
+    prompt["4"] = node("EmptyImage", width=16, height=16, batch_size=frames, color=0x3080C0)
+    return prompt | {"5": node("ImageAddNoise", image=["4", 0], seed=7, strength=0.3)}
+
+
+def kept(source, number):
+    return {
+        f"{number}0": node("VAEEncode", pixels=[source, 0], vae=["1", 2]),
+        f"{number}1": keep_latent(f"{number}0", f"latents/cascade{number}"),
+    }
+
+
+@torch.no_grad()
+def test_the_second_stage_enlarges_as_the_core_does(second, second_file, latents):
+    net, text = second
+    found = latents(a_clip(second_file, 4) | {"6": cascade()} | kept("5", 7) | kept("6", 8))
+    low = enlarge(found["71"], (32, 32))
+    start_noise, noise = torch.randn(2, *low.shape, generator=torch.Generator().manual_seed(3))
+    level = torch.tensor([math.log(0.2)])
+    context = text(torch.tensor([Vocabulary(TEXT.words, TEXT.length).encode(PROMPT)]))
+    edm, previous = SECOND.edm, None
+
+    def output(scaled, c_noise):
+        nonlocal previous
+        given = dict(interval=torch.tensor([0.25]), size=torch.tensor([32.0]), corruption=level)
+        made, previous = net(scaled, c_noise, context, **given, low_resolution=corrupt(low, level, noise), previous=previous)
+        return made
+
+    def denoise(y, s):
+        return edm.denoise(output, y / edm.sigma_in, torch.tensor([s / edm.sigma_in]))
+
+    sigmas = edm.sigma_in * edm.sigmas(4)
+    expected = heun_sample(denoise, float(sigmas[0]) * start_noise, sigmas).clamp(-1, 1)
+    assert found["81"].shape == (1, 3, 4, 32, 32)
+    assert expected.abs().lt(0.9).float().mean() > 0.05  # not all of it is cut off
+    torch.testing.assert_close(found["81"], expected, atol=5e-3, rtol=5e-3)
+
+
+def test_longer_and_shorter_clips_go_in_windows(second_file, latents):
+    """Seven frames are two windows, the first of which is that of the first four frames alone; two are filled up."""
+    prompt = a_clip(second_file, 7) | {
+        "50": node("ImageFromBatch", image=["5", 0], batch_index=0, length=4),
+        "51": node("ImageFromBatch", image=["5", 0], batch_index=0, length=2),
+        "6": cascade(),
+        "60": cascade(image=["50", 0]),
+        "61": cascade(image=["51", 0]),
+        "62": cascade(corruption=1.0),
+        "63": cascade(weight=2.0),
+    }
+    for number, source in enumerate(["6", "60", "61", "62", "63"], 7):
+        prompt |= kept(source, number)
+    found = latents(prompt)
+    assert [found[f"{n}1"].shape[2] for n in range(7, 12)] == [7, 4, 2, 7, 7]
+    torch.testing.assert_close(found["71"][:, :, :4], found["81"], atol=1e-4, rtol=1e-4)
+    assert (found["71"] - found["101"]).abs().max() > 1e-3  # the corruption counts
+    assert (found["71"][:, :, 4:] - found["111"][:, :, 4:]).abs().max() > 1e-4  # and so does guidance at the seam
+    assert all(torch.isfinite(clip).all() for clip in found.values())
+
+
+def test_a_clip_of_another_size_is_resized_and_says_so(second_file, run):
+    prompt = a_clip(second_file, 4) | {
+        "50": node("ImageScale", image=["5", 0], upscale_method="area", width=64, height=64, crop="disabled"),
+        "6": cascade(image=["50", 0]),
+        "7": node("PreviewImage", images=["6", 0]),
+    }
+    assert run(prompt)["outputs"]["6"]["text"] == ["The clip was resized from 64x64 to 16x16 first."]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"6": cascade(model=["40", 0])}, "works with a second stage, .* this is a first stage"),
+        ({"6": cascade(model=["41", 0])}, "works with a second stage, .* Spatial Upsample"),
+        ({"6": cascade(overlap=4)}, "overlap must be below the 4 frames"),
+        ({"6": cascade(image=["42", 0])}, "clips of the shape 16x16; got 24x16"),
+        ({"6": sample(**HEUN, latent=("43", 0)), "7": keep_latent("6")}, "please use Upsample Video Cascade"),
+    ],
+)
+def test_what_the_cascade_cannot_do_is_refused(snap_file, second_file, run, change, message):
+    prompt = a_clip(second_file, 4) | {
+        "40": node("LoadVideoModel", model_name=snap_file),
+        "41": node("LoadVideoModel", model_name="shapes-vdm.safetensors"),
+        "42": node("EmptyImage", width=24, height=16, batch_size=4, color=0),
+        "43": node("EmptyVideoLatent", width=32, height=32, frames=4, batch_size=1),
+        "7": node("PreviewImage", images=["6", 0]),
+    }
+    with pytest.raises(start.RunError, match=message):
+        run(prompt | change)

@@ -1,4 +1,4 @@
-"""The two parts of a text-conditioned model file: its network and its text encoder."""
+"""The parts of a text-conditioned model file: its network and its text encoder."""
 
 import os
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import nn
 
 from .. import weights
-from .encoder import TextEncoder
+from .encoder import TextConfig, TextEncoder
 
 
 def load_with_text(path: str | os.PathLike, from_info: Callable, network: Callable) -> tuple[nn.Module, TextEncoder]:
@@ -26,3 +26,11 @@ def load_with_text(path: str | os.PathLike, from_info: Callable, network: Callab
     weights.load_into(net, weights.part(tensors, "net."), "network")
     weights.load_into(encoder, weights.part(tensors, "text."), "text encoder")
     return net.eval(), encoder.eval()
+
+
+def load_text(path: str | os.PathLike) -> TextEncoder:
+    """The text encoder of a file, whatever else is in it, in evaluation mode on the CPU. Raises `weights.WeightsError`."""
+    tensors, info = weights.load(path, "text.")
+    encoder = TextEncoder(weights.entry(info, "text", TextConfig))
+    weights.load_into(encoder, tensors, "text encoder")
+    return encoder.eval()

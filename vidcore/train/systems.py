@@ -14,10 +14,12 @@ from ..systems.cmd import MotionConfig, MotionDiT, motion_loss
 from ..systems.cmd import checkpoint as cmd
 from ..systems.snap import FIT, SnapConfig, images_as_clips, snap_loss
 from ..systems.snap import checkpoint as snap
+from ..systems.snap.stages import enlarge, second_stage, shrink
 from ..systems.vdm import UNet3D, VDMConfig, vdm_loss
 from ..systems.vdm import checkpoint as vdm
 from ..systems.vdm.grow import grow
 from ..text import TextConfig, TextEncoder
+from ..text.load import load_text
 
 if TYPE_CHECKING:
     from .data import Batch
@@ -108,7 +110,7 @@ class CMD:
                 f"{found[2]} frames; the recipe's model is for {wanted[0]}, {wanted[1]} and {wanted[2]}."
             )
         if config.text_from:
-            text = vdm.load_vdm(root / config.text_from)[1].requires_grad_(False)
+            text = load_text(root / config.text_from).requires_grad_(False)
         else:
             text = TextEncoder(_words(config))
         module = nn.ModuleDict({"net": MotionDiT(model).init_weights(), "text": text, "codec": codec})
@@ -135,18 +137,18 @@ class CMD:
 
 
 class Snap:
-    """Snap Video's first stage, and the text encoder that is trained along with it."""
+    """One stage of Snap Video, and the text encoder that is trained along with it."""
 
     model, takes_images = SnapConfig, True
 
     @staticmethod
     def build(config, root: Path) -> nn.ModuleDict:
-        """The parts that train, fresh or from ``config.start_from``."""
-        if config.model.low_resolution:
-            raise weights.WeightsError("training the second stage is not here yet; please leave out low_resolution.")
+        """The parts that train, fresh or from ``config.start_from``, which for a second stage may be a first one."""
         module = nn.ModuleDict({"net": FIT(config.model).init_weights(), "text": TextEncoder(_words(config))})
         if config.start_from:
             net, text = snap.load_snap(root / config.start_from)
+            if config.model.low_resolution and not net.config.low_resolution:
+                net = second_stage(net, config.model)
             weights.load_into(module["net"], net.state_dict(), "network")
             weights.load_into(module["text"], text.state_dict(), "text encoder")
         return module.train()
@@ -162,7 +164,8 @@ class Snap:
             context = torch.cat([context, module["text"](batch.image_tokens.flatten(0, 1))])
             interval = torch.cat([interval, interval.new_zeros(len(pictures))])
         size = torch.full((len(x),), float(config.model.height), device=x.device)
-        return snap_loss(module["net"], x, generator, interval, size, context, phase.drop_context)
+        low = enlarge(shrink(x, config.model), x.shape[3:]) if config.model.low_resolution else None
+        return snap_loss(module["net"], x, generator, interval, size, context, phase.drop_context, low)
 
     @staticmethod
     def info(config, module: nn.ModuleDict, steps: int) -> dict:

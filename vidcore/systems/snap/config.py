@@ -24,7 +24,8 @@ class SnapConfig:
         context: channels of the text tokens; 0 for a model without text.
         dropout: after self-attention.
         interval: the time between frames where nobody says another, in seconds, or whatever the model was trained with.
-        low_resolution: the input has the clip of the first stage beside the noisy one, as in the second stage.
+        low_height: of the second stage: rows of the first stage's clip, which its input has beside the noisy one; both sides
+            are enlarged by the same whole number. 0 for a first stage.
         sigma_in, sigma_data: of the diffusion, see `vidcore.edm.EDM`.
     """
 
@@ -45,7 +46,7 @@ class SnapConfig:
     context: int = 4096
     dropout: float = 0.1
     interval: float = 1 / 24
-    low_resolution: bool = False
+    low_height: int = 0
     sigma_in: float = sigma_in(16, 64)
     sigma_data: float = 1.0
 
@@ -56,6 +57,22 @@ class SnapConfig:
                 f"{self.width}x{self.height} pixels in patches of {self.patch} must divide into groups of {self.group[0]} "
                 f"rows and {self.group[1]} columns, and those the {self.latents} latents"
             )
+        factor = self.height // self.low_height if self.low_height else 1
+        if self.low_height and (self.height % self.low_height or self.width % factor):
+            raise ValueError(
+                f"{self.width}x{self.height} pixels must be a whole number of times the first stage's clip of "
+                f"{self.low_height} rows"
+            )
+
+    @property
+    def low_resolution(self) -> bool:
+        """Whether this is a second stage."""
+        return self.low_height > 0
+
+    @property
+    def low_size(self) -> tuple[int, int]:
+        """Height and width of the first stage's clip, which a second stage enlarges."""
+        return self.low_height, self.width * self.low_height // self.height
 
     @property
     def edm(self) -> EDM:
@@ -99,7 +116,5 @@ CONFIGS: dict[str, SnapConfig] = {
     "tiny": SnapConfig.tiny(),
     "500m": SnapConfig(),
     "3.9b": SnapConfig(**_LARGE),
-    "3.9b_upsampler": SnapConfig(
-        **_LARGE, height=288, width=512, group=(18, 16), low_resolution=True, sigma_in=sigma_in(16, 512)
-    ),
+    "3.9b_upsampler": SnapConfig(**_LARGE, height=288, width=512, group=(18, 16), low_height=36, sigma_in=sigma_in(16, 512)),
 }

@@ -6,6 +6,7 @@ from torch import Tensor
 from ...objective import drop
 from ...schedule import expand_as
 from .net import FIT
+from .stages import corrupt
 
 # Self-conditioning in the paper's table of architectures.
 SELF_CONDITIONING = 0.9
@@ -56,7 +57,7 @@ def snap_loss(
         low, high = CORRUPTION
         corruption = low + (high - low) * torch.rand(batch, generator=generator).to(x)
         conditions["corruption"] = corruption
-        conditions["low_resolution"] = low_resolution + expand_as(corruption.exp(), x) * draw()
+        conditions["low_resolution"] = corrupt(low_resolution, corruption, draw())
     if context is not None:
         context = drop(context, drop_context, generator)
     z = expand_as(edm.c_in(sigma), x) * edm.add_noise(x, eps, sigma)
