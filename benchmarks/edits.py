@@ -45,13 +45,14 @@ def node(kind: str, /, **inputs) -> dict:
     return {"class_type": kind, "inputs": inputs}
 
 
+def seen(colour: str, background: str) -> bool:
+    """Whether a thing of this colour stands out from what is behind it."""
+    return np.linalg.norm(np.array(COLOURS[colour]) - np.array(BACKGROUNDS[background])) > CONTRAST
+
+
 def edited(scene: Scene, kind: str, rng: np.random.Generator, count: int) -> list[Scene]:
     """The scene with other colours, shapes or backgrounds, as many as asked for if there are, all of which can be seen."""
     (thing,) = scene.things
-
-    def seen(colour: str, background: str) -> bool:
-        return np.linalg.norm(np.array(COLOURS[colour]) - np.array(BACKGROUNDS[background])) > CONTRAST
-
     if kind == "background":
         others = [b for b in BACKGROUNDS if b != scene.background and seen(thing.colour, b)]
         return [Scene(scene.things, str(b)) for b in rng.permutation(others)[:count]]

@@ -1,5 +1,7 @@
 """A clip as one picture and its motion, in a real ComfyUI; random weights, in the shipped file's layout."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -145,6 +147,25 @@ def test_the_motion_model_samples_by_any_sampler(cmd_file, clip_file, latents):
     assert found["20"].shape == (2, 4, 8, 16) and torch.isfinite(found["20"]).all()
     assert (found["20"] - found["21"]).abs().max() < 1e-2
     torch.testing.assert_close(found["22"][0], found["20"][1], atol=1e-4, rtol=1e-4)  # each has its own content frame
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch compiles for CPUs with g++, which is not here")
+def test_the_motion_model_may_be_compiled(cmd_file, clip_file, latents):
+    """By the host's own node; another content frame must not meet the graph of the first."""
+    prompt = loaded(cmd_file, clip_file(frames=16)[0]) | {
+        "7": node("TorchCompileModel", model=["1", 0], backend="inductor"),
+        "60": node("ImageInvert", image=["6", 0]),
+    }
+    for number, (model, content) in enumerate([("1", "6"), ("7", "6"), ("1", "60"), ("7", "60")], 70):
+        prompt |= {
+            f"{number}": node("AttachContentFrame", model=[model, 0], codec=["1", 3], content=[content, 0]),
+            f"{number + 10}": sample(model=(f"{number}", 0), latent=(f"{number}", 1)),
+            f"{number + 20}": keep_latent(f"{number + 10}", f"latents/compiled{number}"),
+        }
+    found = latents(prompt)
+    for plain, compiled in (("90", "91"), ("92", "93")):
+        torch.testing.assert_close(found[compiled], found[plain], atol=1e-3, rtol=1e-3)
+    assert (found["90"] - found["92"]).abs().max() > 1e-2
 
 
 def test_sampled_motion_decodes_and_inverts(cmd_file, clip_file, run, output):

@@ -147,6 +147,30 @@ def test_tune_a_video_gives_another_thing_the_same_motion(server, tools, output)
     path.unlink()
 
 
+def test_a_recolored_content_frame_recolors_every_frame_and_keeps_the_motion(server, tools, output):
+    made = render_all(server, tools, output, "content_motion_edit")
+    given, edited = (clip_of(made[name]) for name in ("recolored_given", "recolored"))
+    (before,), (after,) = observe(given).things, observe(edited).things
+    assert (before.colour, after.colour) == ("red", "green") and observe(edited).background == "dark blue"
+    for frame in edited:
+        assert [thing.colour for thing in observe(np.repeat(frame[None], 3, axis=0)).things] == ["green"]
+    assert before.motion == after.motion == "left"
+    assert np.linalg.norm(before.path - after.path, axis=1).mean() < 2 / 32
+
+
+def test_the_motion_of_one_clip_moves_the_content_of_another(server, tools, output):
+    made = render_all(server, tools, output, "motion_transfer")
+    (given,), (moved,) = (observe(clip_of(made[name])).things for name in ("transferred_given", "transferred"))
+    assert (given.colour, moved.colour) == ("red", "yellow") and given.motion == moved.motion == "left"
+    assert np.linalg.norm(given.path - moved.path, axis=1).mean() < 2 / 32
+
+
+def test_text_becomes_a_content_frame_and_then_a_clip(server, tools, output):
+    clip = clip_of(render(server, tools, output, "content_motion_text_to_video"))
+    found = agreement(clip, Scene((Thing("square", "green", "large", "bounce"),), "black"))
+    assert all(found.values()), f"{found}: {observe(clip)}"
+
+
 def test_workflows_for_stable_diffusion_run_on_that_layout(server, tools, output):
     """Random weights make no picture, but every wire and shape is real; at small sizes."""
     write_video(server.base / "input" / "clip.mp4", torch.randint(0, 255, (3, 48, 64, 3), dtype=torch.uint8), 8)
