@@ -35,7 +35,7 @@ def test_the_template_browser_lists_our_workflow_with_its_picture(page, server, 
     shipped = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
     assert sorted(server.get("/workflow_templates")["ComfyUI-VidCore"]) == shipped
     page.get_by_text("ComfyUI-VidCore", exact=True).first.click(timeout=20_000)
-    card = page.get_by_text("text_to_video", exact=False).first
+    card = page.get_by_text("text_to_video", exact=True).first
     card.wait_for(timeout=20_000)
     page.wait_for_function("() => [...document.images].some(i => i.naturalWidth === 512)", timeout=20_000)
     page.screenshot(path=screenshots / "templates.png")
