@@ -34,9 +34,7 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
-import torch
-from edits import NEAR, edited, node, seen
-from safetensors.torch import load_file, save_file
+from edits import NEAR, edited, keep_clip, kept_clip, node, seen
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -94,7 +92,7 @@ def packed(colour: tuple[float, float, float]) -> int:
 
 
 def recolour(content: list, scene: Scene, asked: Scene) -> dict:
-    """Stock image nodes that give the thing of ``scene`` the colour of ``asked``; "recoloured" is the last of them.
+    """Stock image nodes that give the thing of ``scene`` the colour of ``asked``; "recoloured" is the one to decode.
 
     The content frame is what is behind, plus the thing's share of each pixel times the difference of the two colours. Image
     Blend takes away what is behind, the channel in which both differ most is scaled to that share as a mask, and through it
@@ -102,8 +100,8 @@ def recolour(content: list, scene: Scene, asked: Scene) -> dict:
     """
     behind, old = np.array(BACKGROUNDS[scene.background]), np.array(COLOURS[scene.things[0].colour])
     channel = int(np.argmax(np.abs(old - behind)))
-    contrast, brighter = float(abs(old - behind)[channel]), (old > behind)[channel]
-    first, second = (content, ["still", 0]) if brighter else (["still", 0], content)
+    contrast, more_of_it = float(abs(old - behind)[channel]), (old > behind)[channel]
+    first, second = (content, ["still", 0]) if more_of_it else (["still", 0], content)
     nodes = {
         "still": node("EmptyImage", width=SIZE, height=SIZE, batch_size=1, color=packed(BACKGROUNDS[scene.background])),
         "paint": node("EmptyImage", width=SIZE, height=SIZE, batch_size=1, color=packed(COLOURS[asked.things[0].colour])),
@@ -178,29 +176,23 @@ def prompt(protocol, number: int, scene: Scene, asked: Scene) -> dict:
 
 def in_every_frame(clip: np.ndarray, colour: str) -> bool:
     """Whether each frame by itself shows one thing of that colour."""
-    seen = [observe(np.repeat(frame[None], 3, axis=0)).things for frame in clip]  # the tracker takes at least 3 frames
-    return all(len(things) == 1 and things[0].colour == colour for things in seen)
+    found = [observe(np.repeat(frame[None], 3, axis=0)).things for frame in clip]  # the tracker takes at least 3 frames
+    return all(len(things) == 1 and things[0].colour == colour for things in found)
 
 
 def judge(clip: np.ndarray, moves: np.ndarray, colour: str, shape: str) -> dict:
     """Scores of a clip T H W 3 in [0, 1] that should move as ``moves`` does."""
-    seen, wanted = observe(clip), observe(moves)
-    one = len(seen.things) == 1
+    found, wanted = observe(clip), observe(moves)
+    one = len(found.things) == 1
     path = trajectory_error(clip, moves, list(range(len(moves))))
     return {
-        "colour": one and seen.things[0].colour == colour,
+        "colour": one and found.things[0].colour == colour,
         "colour_in_every_frame": in_every_frame(clip, colour),
-        "shape": one and seen.things[0].shape == shape,
-        "motion": one and seen.things[0].motion == wanted.things[0].motion,
+        "shape": one and found.things[0].shape == shape,
+        "motion": one and found.things[0].motion == wanted.things[0].motion,
         "path": path,
         "near": path <= NEAR,
     }
-
-
-def keep(path: Path, clip: np.ndarray) -> None:
-    """A clip T H W 3 in [0, 1] as a LATENT of pixels."""
-    latent = torch.from_numpy(clip).permute(0, 3, 1, 2).contiguous() * 2 - 1
-    save_file({"latent_tensor": latent, "latent_format_version_0": torch.zeros(1)}, path)
 
 
 def tasks(protocol) -> list[dict[str, Scene]]:
@@ -231,15 +223,14 @@ def run(protocol) -> tuple[dict, dict]:
         asked = tasks(protocol)
         for number, scenes in enumerate(asked):
             for key in ("own", "along", "reversed", "across"):
-                keep(base / "input" / f"{number}_{key}.latent", render(scenes[key], FRAMES, SIZE))
+                keep_clip(base / "input" / f"{number}_{key}.latent", render(scenes[key], FRAMES, SIZE))
         with start.Server(host, base, cpu=not start.has_gpu(host.python)) as server:
             for number, scenes in enumerate(asked):
                 truth = render(scenes["own"], FRAMES, SIZE)
                 history = start.run_prompt(server, prompt(protocol, number, scenes["own"], scenes["recoloured"]))
                 for way in found:
                     item = history["outputs"][f"keep_{way}"]["latents"][0]
-                    made = load_file(base / "output" / item["subfolder"] / item["filename"])["latent_tensor"]
-                    clip = (made.clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
+                    clip = kept_clip(base / "output" / item["subfolder"] / item["filename"])
                     clips[f"{number} {way}"] = clip
                     if way == "text":
                         marks = agreement(clip, scenes[way])

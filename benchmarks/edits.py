@@ -125,6 +125,17 @@ def judge(clip: np.ndarray, truth: np.ndarray, scene: Scene, kind: str) -> dict:
     }
 
 
+def keep_clip(path: Path, clip: np.ndarray) -> None:
+    """A clip T H W 3 in [0, 1] as a file of LATENT frames that are pixels."""
+    latent = torch.from_numpy(clip).permute(0, 3, 1, 2).contiguous() * 2 - 1
+    save_file({"latent_tensor": latent, "latent_format_version_0": torch.zeros(1)}, path)
+
+
+def kept_clip(path: Path) -> np.ndarray:
+    """The inverse of `keep_clip`, for what Save Latent wrote."""
+    return (load_file(path)["latent_tensor"].clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
+
+
 def run(protocol) -> tuple[dict, dict]:
     """Scores per way and kind of edit, and all clips by name, for looking at."""
     host = start.set_up_host(start.cache_folder())
@@ -136,16 +147,13 @@ def run(protocol) -> tuple[dict, dict]:
         with start.Server(host, base, cpu=not start.has_gpu(host.python)) as server:
             for number, (source, edits) in enumerate(tasks(protocol)):
                 name, truth = f"clip{number}", render(source, protocol.frames, protocol.size)
-                latent = torch.from_numpy(truth).permute(0, 3, 1, 2).contiguous() * 2 - 1
-                tensors = {"latent_tensor": latent, "latent_format_version_0": torch.zeros(1)}
-                save_file(tensors, base / "input" / f"{name}.latent")
+                keep_clip(base / "input" / f"{name}.latent", truth)
                 history = start.run_prompt(server, prompt(protocol, name, source, edits), 3600)
                 clips[name] = truth
                 for i, (kind, scene) in enumerate(edits):
                     for way in found:
                         item = history["outputs"][f"keep_{way}{i}"]["latents"][0]
-                        made = load_file(base / "output" / item["subfolder"] / item["filename"])["latent_tensor"]
-                        clip = (made.clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1).numpy()
+                        clip = kept_clip(base / "output" / item["subfolder"] / item["filename"])
                         clips[f"{name} {i} {kind} {way}"] = clip
                         found[way][kind].append(judge(clip, truth, scene, kind))
                 so_far = mean([s for scores in found["inversion"].values() for s in scores])
