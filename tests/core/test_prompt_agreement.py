@@ -1,10 +1,13 @@
 """The score is right on clips that are right or wrong by construction, and repeats."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from vidcore.data.shapes import is_held_out, render
+from vidcore.data.shapes import VOCABULARY, is_held_out, render
 from vidcore.metrics.prompt_agreement import Protocol, clips, scenes, score
+from vidcore.systems.snap import FIT, SnapConfig
 from vidcore.systems.vdm import UNet3D, VDMConfig
 from vidcore.text import TextConfig, TextEncoder
 
@@ -25,10 +28,20 @@ def test_prompts_are_held_out_and_follow_from_the_seed():
 
 
 def test_sampled_clips_repeat_and_have_the_protocol_s_shape():
-    from vidcore.data.shapes import VOCABULARY
-
     torch.manual_seed(0)
     protocol = Protocol(prompts=3, frames=4, size=16, steps=2, batch=2)
     net, text = UNet3D(VDMConfig.tiny()).eval(), TextEncoder(TextConfig(VOCABULARY, 24, 16, 1, 2)).eval()
     one, two = (clips(net, text, scenes(protocol), protocol) for _ in range(2))
     assert one.shape == (3, 4, 16, 16, 3) and np.array_equal(one, two) and one.min() >= 0 and one.max() <= 1
+
+
+def test_a_cascade_s_clips_have_the_second_stage_s_size():
+    torch.manual_seed(0)
+    protocol = Protocol(prompts=3, steps=2, batch=2, second_steps=2, guidance_scale=2.0)
+    config = replace(SnapConfig.tiny(), context=16)
+    larger = replace(config, height=32, width=32, group=(4, 4), low_height=16)
+    text = TextEncoder(TextConfig(VOCABULARY, 24, 16, 1, 2)).eval()
+    nets = [FIT(c).init_weights().eval() for c in (config, larger)]
+    assert clips(nets[0], text, scenes(protocol), protocol).shape == (3, 4, 16, 16, 3)
+    one, two = (clips(nets[0], text, scenes(protocol), protocol, (nets[1], text)) for _ in range(2))
+    assert one.shape == (3, 4, 32, 32, 3) and np.array_equal(one, two)

@@ -7,8 +7,10 @@ import torch
 
 from vidcore.layers.attention import attention
 from vidcore.layers.fit import CrossAttention, FITBlock
+from vidcore.sample.heun import heun_sample
 from vidcore.systems.snap import CONFIGS, FIT, SnapConfig, images_as_clips, snap_loss
 from vidcore.systems.snap.net import number_features
+from vidcore.systems.snap.sample import make_clips
 from vidcore.systems.snap.stages import corrupt, enlarge, second_stage, shrink
 from vidcore.weights import WeightsError
 
@@ -239,3 +241,60 @@ def test_a_second_stage_begins_from_the_first_and_does_not_see_the_clip_yet():
         second_stage(first, replace(SECOND, token=24))
     with pytest.raises(WeightsError, match="begins from a first one"):
         second_stage(net, SECOND)
+
+
+# -------------------------------------------------------------------------------------------------------------- sampling
+
+
+def by_hand(net, contexts, steps, seed, weights, **known):
+    """Guided clips with one evaluation for each of ``contexts``, each of which sees its own latents of the last."""
+    config, previous = net.config, [None] * len(contexts)
+    given = dict(interval=torch.full((2,), config.interval), size=torch.full((2,), float(config.height)), **known)
+
+    def denoise(y, s):
+        edm, found = config.edm, 0
+        for i, (context, weight) in enumerate(zip(contexts, weights)):
+
+            def output(scaled, c_noise, i=i, context=context):
+                made, previous[i] = net(scaled, c_noise, context, **given, previous=previous[i])
+                return made
+
+            found = found + weight * edm.denoise(output, y / edm.sigma_in, torch.full((2,), s / edm.sigma_in))
+        return found
+
+    shape = (2, 3, config.frames, config.height, config.width)
+    sigmas = config.edm.sigma_in * config.edm.sigmas(steps)
+    return heun_sample(denoise, float(sigmas[0]) * torch.randn(shape, generator=seeded(seed)), sigmas)
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@torch.no_grad()
+def test_guided_clips_remember_the_latents_of_each_text():
+    net, context = make(), batch()[2]
+    made = make_clips(net, context, 3, 5, guidance_scale=2.5)
+    expected = by_hand(net, (context, torch.zeros_like(context)), 3, 5, (2.5, -1.5))
+    torch.testing.assert_close(made, expected, atol=2e-3, rtol=2e-3)
+    assert torch.equal(made, make_clips(net, context, 3, 5, guidance_scale=2.5))
+    slower = make_clips(net, context, 3, 5, guidance_scale=2.5, interval=TINY.interval * 3)
+    assert (slower - made).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_second_stage_sees_the_enlarged_clip_with_noise_of_its_own():
+    net, context = (
+        make(**{k: getattr(SECOND, k) for k in ("height", "width", "group", "low_height", "sigma_in")}),
+        batch()[2],
+    )
+    low = torch.randn(2, 3, 4, 16, 16, generator=seeded(1))
+    level = torch.full((2,), 0.3).log()
+    _, noise = torch.randn(2, 2, 3, 4, 32, 32, generator=seeded(6))
+    known = dict(low_resolution=corrupt(enlarge(low, (32, 32)), level, noise), corruption=level)
+    made = make_clips(net, context, 2, 6, low=low, corruption=0.3)
+    torch.testing.assert_close(made, by_hand(net, (context,), 2, 6, (1.0,), **known), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="needs the clip of the first stage"):
+        make_clips(net, context, 2, 6)
+    with pytest.raises(ValueError, match="takes no clip to enlarge"):
+        make_clips(make(), context, 2, 6, low=low)

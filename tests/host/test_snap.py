@@ -1,8 +1,6 @@
 """Both stages of Snap Video as MODELs of a real ComfyUI; random weights of a small FIT."""
 
-import math
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -10,10 +8,9 @@ import torch
 import start
 from vidcore import weights
 from vidcore.data.shapes import VOCABULARY
-from vidcore.sample.heun import heun_sample
 from vidcore.systems.snap import FIT, SnapConfig
 from vidcore.systems.snap.checkpoint import to_info
-from vidcore.systems.snap.stages import corrupt, enlarge
+from vidcore.systems.snap.sample import make_clips
 from vidcore.text import TextConfig, TextEncoder, Vocabulary
 
 from .prompts import keep_latent, node, sample
@@ -91,23 +88,8 @@ def test_the_hosts_route_is_the_papers(parts, snap_file, latents):
             "8": keep_latent("7", "latents/unguided"),
         }
     )
-    edm, vocabulary = CONFIG.edm, Vocabulary(TEXT.words, TEXT.length)
-    contexts = [text(torch.tensor([vocabulary.encode(words)])) for words in (PROMPT, "")]
-    previous = [None, None]
-
-    def output(scaled, c_noise, i):
-        given = dict(interval=torch.tensor([0.25]), size=torch.tensor([16.0]))
-        made, previous[i] = net(scaled, c_noise, contexts[i], **given, previous=previous[i])
-        return made
-
-    def denoise(y, s):
-        level = torch.tensor([s / edm.sigma_in])
-        yes, no = (edm.denoise(partial(output, i=i), y / edm.sigma_in, level) for i in range(2))
-        return no + 2.0 * (yes - no)
-
-    noise = torch.randn(1, 3, 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    sigmas = edm.sigma_in * edm.sigmas(5)
-    expected = heun_sample(denoise, float(sigmas[0]) * noise, sigmas)
+    context = text(torch.tensor([Vocabulary(TEXT.words, TEXT.length).encode(PROMPT)]))
+    expected = make_clips(net, context, 5, 1, guidance_scale=2.0)
     torch.testing.assert_close(found["6"], expected, atol=2e-3, rtol=2e-3)
     assert (found["6"] - found["8"]).abs().max() > 1e-2
 
@@ -185,23 +167,8 @@ def kept(source, number):
 def test_the_second_stage_enlarges_as_the_core_does(second, second_file, latents):
     net, text = second
     found = latents(a_clip(second_file, 4) | {"6": cascade()} | kept("5", 7) | kept("6", 8))
-    low = enlarge(found["71"], (32, 32))
-    start_noise, noise = torch.randn(2, *low.shape, generator=torch.Generator().manual_seed(3))
-    level = torch.tensor([math.log(0.2)])
     context = text(torch.tensor([Vocabulary(TEXT.words, TEXT.length).encode(PROMPT)]))
-    edm, previous = SECOND.edm, None
-
-    def output(scaled, c_noise):
-        nonlocal previous
-        given = dict(interval=torch.tensor([0.25]), size=torch.tensor([32.0]), corruption=level)
-        made, previous = net(scaled, c_noise, context, **given, low_resolution=corrupt(low, level, noise), previous=previous)
-        return made
-
-    def denoise(y, s):
-        return edm.denoise(output, y / edm.sigma_in, torch.tensor([s / edm.sigma_in]))
-
-    sigmas = edm.sigma_in * edm.sigmas(4)
-    expected = heun_sample(denoise, float(sigmas[0]) * start_noise, sigmas).clamp(-1, 1)
+    expected = make_clips(net, context, 4, 3, low=found["71"], corruption=0.2).clamp(-1, 1)
     assert found["81"].shape == (1, 3, 4, 32, 32)
     assert expected.abs().lt(0.9).float().mean() > 0.05  # not all of it is cut off
     torch.testing.assert_close(found["81"], expected, atol=5e-3, rtol=5e-3)

@@ -44,6 +44,7 @@ class Phase:
         motions: how they may move.
         shapes: which there are; two in one scene are never the same.
         recolour: for "content_motion" only, as in `reconstruction_loss`.
+        noisier: for "snap" only, as in `snap_loss`.
         rates: how much of its motion a clip may show, as parts of the whole; one is drawn for each. Less is a higher frame
             rate. Clips that show a part begin anywhere in the motion.
         anywhere: probability that a clip whose motion repeats starts at any moment of it, as a clip that goes on does.
@@ -66,6 +67,7 @@ class Phase:
     motions: tuple[str, ...] = MOTIONS
     shapes: tuple[str, ...] = SHAPES
     recolour: float = 0.0
+    noisier: float = 0.0
     rates: tuple[float, ...] = (1.0,)
     anywhere: float = 0.0
     turns: tuple["Phase", ...] = ()

@@ -165,7 +165,9 @@ class Snap:
             interval = torch.cat([interval, interval.new_zeros(len(pictures))])
         size = torch.full((len(x),), float(config.model.height), device=x.device)
         low = enlarge(shrink(x, config.model), x.shape[3:]) if config.model.low_resolution else None
-        return snap_loss(module["net"], x, generator, interval, size, context, phase.drop_context, low)
+        return snap_loss(
+            module["net"], x, generator, interval, size, context, phase.drop_context, low, noisier=phase.noisier
+        )  # fmt: skip
 
     @staticmethod
     def info(config, module: nn.ModuleDict, steps: int) -> dict:
