@@ -16,6 +16,7 @@ from .oscillate import OscillatingGuidance
 from .sample import SampleVideo
 from .samplers import SamplerEDMHeun, SamplerVDM
 from .sparse_causal import SparseCausalAttention
+from .threshold import DynamicThresholding
 from .tune import LoadTunedVideo, TuneAVideo
 
 
@@ -30,4 +31,5 @@ class VidCore(ComfyExtension):
             DDIMInvert, SparseCausalAttention, TuneAVideo, LoadTunedVideo,
             EncodeContentMotion, DecodeContentMotion, AttachContentFrame,
             SamplerEDMHeun, SetFrameRate, MitigatingGradientSampling, UpsampleVideoCascade,
+            DynamicThresholding,
         ]  # fmt: skip

@@ -9,6 +9,7 @@ from torch.nn.functional import avg_pool3d
 
 import start
 from vidcore.data.shapes import Scene, Thing, render
+from vidcore.guide.threshold import dynamic_threshold
 
 from .prompts import keep_latent, loaded, node, sample
 
@@ -227,6 +228,22 @@ def test_out_of_memory_says_what_to_lower_and_the_host_goes_on(run, server, give
     finally:
         resource.prlimit(pid, resource.RLIMIT_AS, before)
     run({**plain, "7": sample(steps=2)})
+
+
+def test_strong_guidance_stays_in_range_with_dynamic_thresholding(latents):
+    """One step to the end returns the thresholded estimate itself; a limit out of reach changes nothing."""
+    how = dict(steps=1, cfg=30.0, sampler_name="euler", scheduler="sgm_uniform", denoise=1.0, seed=1)
+    nodes = loaded()
+    for i, limit in enumerate((None, 1.0, 1000.0)):
+        if limit:
+            nodes[f"1{i}"] = node("DynamicThresholding", model=["1", 0], percentile=0.9, limit=limit)
+        nodes[f"2{i}"] = node("KSampler", model=[f"1{i}" if limit else "1", 0], positive=["2", 0], negative=["3", 0],
+                              latent_image=["4", 0], **how)  # fmt: skip
+        nodes[f"3{i}"] = keep_latent(f"2{i}", f"latents/threshold{i}")
+    found = latents(nodes)
+    assert found["30"].abs().max() > 1.5
+    torch.testing.assert_close(found["31"], dynamic_threshold(found["30"], 0.9), atol=0.02, rtol=1e-2)
+    assert torch.equal(found["32"], found["30"])
 
 
 def test_guidance_oscillates_between_the_samplers_scale_and_a_low_one(latents, run):

@@ -24,7 +24,7 @@ def test_every_node_is_there_and_no_stock_node_has_its_name(ours):
         "ReconstructionGuide", "TemporalUpsample", "ExtendVideo", "SpatialUpsample", "OscillatingGuidance",
         "DDIMInvert", "SparseCausalAttention", "TuneAVideo", "LoadTunedVideo",
         "EncodeContentMotion", "DecodeContentMotion", "AttachContentFrame", "SamplerEDMHeun", "SetFrameRate",
-        "MitigatingGradientSampling", "UpsampleVideoCascade",
+        "MitigatingGradientSampling", "UpsampleVideoCascade", "DynamicThresholding",
     }  # fmt: skip
 
 
@@ -108,6 +108,7 @@ def test_input_order_is_kept_for_saved_workflows(ours):
             "model", "positive", "negative", "image", "seed", "steps", "guidance_scale", "sampler", "schedule", "corruption",
             "overlap", "weight", "memory_saver",
         ],
+        "DynamicThresholding": ["model", "percentile", "limit"],
     }  # fmt: skip
     for name, order in released.items():
         now = ours[name]["input_order"]
