@@ -395,6 +395,36 @@ def test_snap_trains_by_lamb_resumes_to_the_same_bits_and_loads(tmp_path):
     assert torch.equal(SYSTEMS["snap"].build(again, tmp_path)["net"].place, net.place)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_batch_in_parts_teaches_the_same(tmp_path, size):
+    """In float64, for a loss without randomness; 3 leaves a part of one clip at the end of a batch of four."""
+    config = recipe(tmp_path, CODEC)
+
+    class Double(SYSTEMS["content_motion"]):
+        @staticmethod
+        def build(config, root):
+            return SYSTEMS["content_motion"].build(config, root).double()
+
+        @staticmethod
+        def loss(module, batch, *rest):
+            return reconstruction_loss(module["codec"], batch.clips.double())
+
+    ends = [dataclasses.replace(config, micro_batch=n, output=f"out/{n}.safetensors") for n in (0, size)]
+    losses = [train(end, tmp_path, stop_after=3, report=quiet, system=Double) for end in ends]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    whole, parts = (weights.load(tmp_path / end.output)[0] for end in ends)
+    for key, value in whole.items():
+        torch.testing.assert_close(value, parts[key], atol=1e-5, rtol=1e-5)
+
+
+def test_images_stay_with_their_clips_in_parts(tmp_path):
+    batch = shapes_batch(recipe(tmp_path, SNAP).phases[0], Vocabulary(VOCABULARY, 24), 5, 0)
+    one, two = batch.split(1)
+    for name in ("clips", "tokens", "image_tokens", "interval"):
+        assert torch.equal(torch.cat([getattr(one, name), getattr(two, name)]), getattr(batch, name))
+    assert dataclasses.replace(batch, image_tokens=None).split(2)[0].image_tokens is None
+
+
 def test_a_second_stage_trains_from_a_first_one(tmp_path):
     train(recipe(tmp_path, SNAP), tmp_path, stop_after=1, report=quiet)
     changed = {

@@ -90,6 +90,8 @@ class TrainConfig:
         optimiser: "adamw", or "lamb" (`vidcore.train.lamb`).
         weight_decay, beta2, clip: of the optimiser, and the gradient norm it is clipped to.
         bf16: run the network in bfloat16 where that is safe; weights, moments and loss stay in float32.
+        micro_batch: clips that go through the network at once, for batches that do not fit into memory: their gradients add
+            up to the whole batch's. 0 takes all at once.
         save_every: steps between saves.
         text_width, text_layers, text_length: of the text encoder trained along.
         model: the network's sizes, the config of that system.
@@ -110,6 +112,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     beta2: float = 0.99
     clip: float = 1.0
+    micro_batch: int = 0
     save_every: int = 200
     text_width: int = 128
     text_layers: int = 2

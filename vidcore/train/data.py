@@ -33,6 +33,14 @@ class Batch:
         move = lambda x: None if x is None else x.to(device, non_blocking=True)  # noqa: E731
         return Batch(move(self.clips), move(self.tokens), move(self.image_tokens), move(self.interval))
 
+    def split(self, size: int) -> list["Batch"]:
+        """Its clips in order, at most ``size`` at a time; 0 keeps them together."""
+        size = size or len(self.clips)
+        images = [None] * len(self.clips) if self.image_tokens is None else self.image_tokens.split(size)
+        return [
+            Batch(*part) for part in zip(self.clips.split(size), self.tokens.split(size), images, self.interval.split(size))
+        ]
+
 
 def shapes_batch(phase: Phase, vocabulary: Vocabulary, seed: int, step: int, rank: int = 0) -> Batch:
     """Clips with captions, and for joint training ``phase.images`` random frames of other scenes after each."""

@@ -83,13 +83,17 @@ def train(
         (phase, lr), batch = config.at(step), batch.to(device)
         torch.manual_seed(zlib.crc32(f"dropout/{config.seed}/{step}".encode()))
         generator = step_generator(config.seed, step)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-            loss = system.loss(module, batch, config, phase, generator)
-        loss_value = float(loss.detach())
-        if not math.isfinite(loss_value):
-            raise FloatingPointError(f"the loss is {loss_value} at step {step}; try a lower learning rate (now {lr:.2g})")
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss_value = 0.0
+        for part in batch.split(config.micro_batch):
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+                loss = system.loss(module, part, config, phase, generator) * (len(part.clips) / len(batch.clips))
+            loss_value += float(loss.detach())
+            if not math.isfinite(loss_value):
+                raise FloatingPointError(
+                    f"the loss is {loss_value} at step {step}; try a lower learning rate (now {lr:.2g})"
+                )
+            loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), config.clip)
         for group in optimiser.param_groups:
             group["lr"] = lr
