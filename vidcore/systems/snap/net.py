@@ -6,6 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ...layers.embed import grid_positions
 from ...layers.fit import FITBlock
 from .config import SnapConfig
 
@@ -72,14 +73,20 @@ class FIT(nn.Module):
         self.patch_out = operations.Linear(config.token, pixels, **layer)
 
     def init_weights(self) -> "FIT":
-        """Initialise for training: the output and what comes of earlier latents start at zero."""
+        """Initialise for training: the output and what comes of earlier latents start at zero.
+
+        Places start as sinusoids and latents apart from one another, both about as strong as what a patch says. The paper
+        gives no start.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for parameter in (self.place, self.latents):
-            nn.init.normal_(parameter, std=0.02)
+        frame, row, column = grid_positions(tuple(self.place.shape[:3]), self.place.shape[3])
+        with torch.no_grad():
+            self.place.copy_(frame[:, None, None] + row[:, None] + column)
+        nn.init.normal_(self.latents, std=0.5)
         for parameter in (self.patch_out.weight, self.previous_norm.weight):
             nn.init.zeros_(parameter)
         return self

@@ -1,0 +1,134 @@
+"""HARIVO's motion module (arXiv 2410.07763), as layers beside an image model that stays as it is.
+
+What is public names the parts and where they stand: a mapping network in front of the U-Net, temporal layers after its
+frozen ones, one of them in the bottleneck, and tokens for each frame behind those of the text. Their inner forms are ours.
+Mapping network and temporal layers add nothing before the first step of training, which so starts from the image model frame
+by frame; the frames' tokens take a little of the attention to the text at once, as any token does.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ...layers.attention import attention
+from ...layers.embed import grid_positions
+from ...layers.frame_attention import FrameAttention
+from .config import HarivoConfig
+
+LEVEL_FEATURES = 64  # of the noise level, for the mapping network
+
+
+class TemporalLayer(nn.Module):
+    """Attention across the frames at each place, which know their number, and a feed-forward layer; tokens (B T) L C."""
+
+    def __init__(self, width: int, heads: int, operations=nn, **factory):
+        super().__init__()
+        self.attention = FrameAttention(width, heads, operations, order=True, **factory)
+        self.into = operations.Linear(width, 2 * width, **factory)
+        self.out = operations.Linear(2 * width, width, **factory)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Both parts add nothing yet."""
+        self.attention.init_weights(generator)
+        _uniform(self.into, generator)
+        _zero(self.out)
+
+    def forward(self, x: Tensor, frames: int, strength: float = 1.0) -> Tensor:
+        """x: (B frames) L C; same shape out. ``strength`` scales what is added."""
+        x = self.attention(x, frames, strength)
+        return x + strength * self.out(F.gelu(self.into(F.layer_norm(x, x.shape[-1:]))))
+
+
+class MappingNetwork(nn.Module):
+    """z + m(z, t): from noise that is independent from frame to frame to noise that belongs together.
+
+    Three convolutions over frames, rows and columns, the middle of which sees the noise level.
+
+    Args:
+        channels: of the latents.
+        width: channels inside.
+    """
+
+    def __init__(self, channels: int, width: int, operations=nn, **factory):
+        super().__init__()
+        self.into = operations.Conv3d(channels, width, 3, padding=1, **factory)
+        self.level = operations.Linear(LEVEL_FEATURES, width, **factory)
+        self.middle = operations.Conv3d(width, width, 3, padding=1, **factory)
+        self.out = operations.Conv3d(width, channels, 3, padding=1, **factory)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """m adds nothing yet."""
+        for layer in (self.into, self.level, self.middle):
+            _uniform(layer, generator)
+        _zero(self.out)
+
+    def forward(self, z: Tensor, level: Tensor, strength: float = 1.0) -> Tensor:
+        """z: the network's noisy input, B C T H W. level: B, 0 without noise to 1 for noise alone."""
+        angles = level.float()[:, None] * 1000 * torch.exp(torch.linspace(0, -9, LEVEL_FEATURES // 2, device=z.device))
+        features = torch.cat([angles.sin(), angles.cos()], dim=1).to(z.dtype)
+        h = F.silu(self.into(z) + self.level(features)[:, :, None, None, None])
+        return z + strength * self.out(F.silu(self.middle(h)))
+
+
+class FrameTokens(nn.Module):
+    """Tokens for each frame of a clip, made of its number and of the text: e_f = W_O (p_f + attention(p_f, text)).
+
+    Args:
+        context: width of the text's tokens, and of these.
+        count: tokens for each frame.
+    """
+
+    def __init__(self, context: int, count: int, operations=nn, **factory):
+        super().__init__()
+        self.count = count
+        self.place = operations.Linear(context, count * context, **factory)
+        self.to_k = operations.Linear(context, context, bias=False, **factory)
+        self.to_v = operations.Linear(context, context, bias=False, **factory)
+        self.out = operations.Linear(context, context, **factory)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Faint tokens that differ from frame to frame."""
+        for layer in (self.place, self.to_k, self.to_v, self.out):
+            _uniform(layer, generator)
+
+    def forward(self, text: Tensor, frames: int) -> Tensor:
+        """text: B L C, one for each clip; (B frames) count C out."""
+        numbers = grid_positions((frames,), text.shape[-1], text.device)[0].to(text)
+        asked = self.place(numbers).reshape(1, frames * self.count, -1).expand(len(text), -1, -1)
+        tokens = self.out(asked + attention(asked, self.to_k(text), self.to_v(text), 1))
+        return rearrange(tokens, "b (t n) c -> (b t) n c", t=frames)
+
+
+class MotionModule(nn.Module):
+    """All parts, for one image model."""
+
+    def __init__(self, config: HarivoConfig, operations=nn, device=None, dtype=None):
+        super().__init__()
+        self.config, made = config, dict(operations=operations, device=device, dtype=dtype)
+        self.temporal = nn.ModuleList(TemporalLayer(block.width, block.heads, **made) for block in config.blocks)
+        self.mapping = MappingNetwork(config.channels, config.mapping, **made) if config.mapping else None
+        self.frame_tokens = FrameTokens(config.context, config.frame_tokens, **made) if config.frame_tokens else None
+
+    def init_weights(self, seed: int) -> "MotionModule":
+        """The start of training, drawn from ``seed`` alone."""
+        generator = torch.Generator().manual_seed(seed)
+        for part in (*self.temporal, self.mapping, self.frame_tokens):
+            if part is not None:
+                part.init_weights(generator)
+        return self
+
+
+def _uniform(layer: nn.Module, generator: torch.Generator) -> None:
+    """As PyTorch draws weights: uniform in +-1 / sqrt(fan-in)."""
+    bound = layer.weight[0].numel() ** -0.5
+    for parameter in layer.parameters():
+        parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        parameter.zero_()
