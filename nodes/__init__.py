@@ -17,6 +17,7 @@ from .sample import SampleVideo
 from .samplers import SamplerEDMHeun, SamplerVDM
 from .sparse_causal import SparseCausalAttention
 from .threshold import DynamicThresholding
+from .train_motion import LoadMotionModule, TrainMotionModule
 from .tune import LoadTunedVideo, TuneAVideo
 
 
@@ -31,5 +32,5 @@ class VidCore(ComfyExtension):
             DDIMInvert, SparseCausalAttention, TuneAVideo, LoadTunedVideo,
             EncodeContentMotion, DecodeContentMotion, AttachContentFrame,
             SamplerEDMHeun, SetFrameRate, MitigatingGradientSampling, UpsampleVideoCascade,
-            DynamicThresholding,
+            DynamicThresholding, TrainMotionModule, LoadMotionModule,
         ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Where models are looked for: the host's ``models/video_diffusion``, then what ships with this pack; and tuned clips."""
+"""Where models are looked for: the host's folders for ours, then what ships with this pack."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,7 @@ import folder_paths
 
 FOLDER = "video_diffusion"
 TUNED = "tuned_video"
+MOTION = "video_motion"
 
 
 def register() -> None:
@@ -14,5 +15,7 @@ def register() -> None:
     folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
     folder_paths.add_model_folder_path(FOLDER, str(Path(__file__).resolve().parent.parent / "models"))
     folder_paths.folder_names_and_paths[FOLDER][1].add(".safetensors")
-    folder_paths.add_model_folder_path(TUNED, os.path.join(folder_paths.models_dir, TUNED))
-    folder_paths.folder_names_and_paths[TUNED][1].add(".safetensors")
+    for kind in (TUNED, MOTION):
+        folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))
+        folder_paths.folder_names_and_paths[kind][1].add(".safetensors")
+    folder_paths.add_model_folder_path(MOTION, str(Path(__file__).resolve().parent.parent / "models"))

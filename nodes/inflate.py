@@ -14,13 +14,18 @@ from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 
 from ..vidcore.layers.clip_norm import norm_over_clip
-from ..vidcore.layers.frame_attention import FrameAttention
 from ..vidcore.systems.tune_a_video import Block, TuneConfig, TunedLayers, added_query
 from .sparse_causal import add_sparse_causal, image_unet
 
 KEY = "vidcore_tune_a_video"
 # Weights of each block that enter the base model's fingerprint.
 SAMPLES = 16
+
+
+def wrap(model, place: str, kind, *arguments) -> None:
+    """Let ``kind`` stand around the forward of a cloned MODEL's part, whatever stands there already."""
+    forward = f"diffusion_model.{place}.forward"
+    model.add_object_patch(forward, kind(model.get_model_object(forward), *arguments))
 
 
 def find_blocks(net: UNetModel) -> tuple[Block, ...]:
@@ -42,18 +47,18 @@ def base_weight(model, key: str) -> torch.Tensor:
     return model.backup[key].weight if key in model.backup else comfy.utils.get_attr(model.model, key)
 
 
-def fingerprint(model, config: TuneConfig) -> torch.Tensor:
+def fingerprint(model, blocks: tuple[Block, ...]) -> torch.Tensor:
     """A few weights of every block, by which `checkpoint.same_base` knows the image model again; float32."""
     samples = []
-    for block in config.blocks:
+    for block in blocks:
         flat = base_weight(model, f"diffusion_model.{block.name}.attn1.to_k.weight").flatten()
         places = torch.linspace(0, flat.numel() - 1, SAMPLES, dtype=torch.float64).long()
         samples.append(flat[places.to(flat.device)].float().cpu())
     return torch.cat(samples)
 
 
-def layers_patcher(layers: TunedLayers) -> comfy.model_patcher.ModelPatcher:
-    """The layers as something that the host places, beside the model."""
+def layers_patcher(layers: torch.nn.Module) -> comfy.model_patcher.ModelPatcher:
+    """Layers as something that the host places, beside the model."""
     return comfy.model_patcher.ModelPatcher(
         layers, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     )
@@ -70,16 +75,10 @@ def inflate(model, patcher: comfy.model_patcher.ModelPatcher, strength: float = 
     layers: TunedLayers = patcher.model
     model = model.clone()
     add_sparse_causal(model)
-
-    def wrap(place: str, kind, *arguments) -> None:
-        """Let ``kind`` stand around a module's forward, whatever stands there already."""
-        forward = f"diffusion_model.{place}.forward"
-        model.add_object_patch(forward, kind(model.get_model_object(forward), *arguments, strength))
-
     for block, tuned in zip(layers.config.blocks, layers.blocks, strict=True):
-        wrap(f"{block.name}.attn1.to_q", _Query, tuned.self_query)
-        wrap(f"{block.name}.attn2.to_q", _Query, tuned.text_query)
-        wrap(block.name, _Block, tuned.temporal)
+        wrap(model, f"{block.name}.attn1.to_q", _Query, tuned.self_query, strength)
+        wrap(model, f"{block.name}.attn2.to_q", _Query, tuned.text_query, strength)
+        wrap(model, block.name, WithTemporal, tuned.temporal, strength)
     if layers.config.norm == "clip":
         _norm_over_clip(model)
     model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), patcher])
@@ -99,11 +98,11 @@ class _Query:
 
 
 @dataclass(frozen=True)
-class _Block:
-    """The forward of a transformer block, temporal attention last."""
+class WithTemporal:
+    """The forward of a transformer block, a layer that sees all frames last."""
 
     block: Callable
-    temporal: FrameAttention
+    temporal: Callable  # (tokens (B frames) L C, frames, strength) -> the same shape
     strength: float
 
     def __call__(self, x, context=None, transformer_options={}):

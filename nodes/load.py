@@ -11,6 +11,7 @@ from ..vidcore import weights
 from ..vidcore.codec import content_motion
 from ..vidcore.systems import image
 from ..vidcore.systems.cmd import checkpoint as cmd
+from ..vidcore.systems.harivo import checkpoint as harivo
 from ..vidcore.systems.snap import checkpoint as snap
 from ..vidcore.systems.vdm import checkpoint as vdm
 from .content_motion import Codec
@@ -67,6 +68,8 @@ class LoadVideoModel(io.ComfyNode):
             return f"no video model {model_name!r}; found in models/{FOLDER} and in VidCore: {known}"
         try:
             info = weights.read_info(path)
+            if info["system"] == harivo.SYSTEM:
+                return f"{model_name} is a motion module for an image model; please use Load Motion Module."
             READERS.get(info["system"], vdm.from_info)(info)
         except weights.WeightsError as error:
             return str(error)

@@ -16,7 +16,7 @@ from .folders import TUNED
 from .guide import out_of_memory, still
 from .inflate import fingerprint, inflate, layers_patcher, new_layers, tune_config
 from .sample import check_latent
-from .tune_files import check_room, check_same_run, describe, free_path, prompt_text, tuned_folder
+from .tune_files import check_room, check_same_run, describe, first_folder, free_path, prompt_text
 from .tune_run import Run, check_clip, posterior, say
 
 NEW = "a new run"
@@ -108,11 +108,11 @@ class TuneAVideo(io.ComfyNode):
             seed = before.get("seed", seed)
             config = tune_config(model, before.get("norm", norm), before.get("order", False))
         layers = new_layers(config, seed)
-        path = free_path(name)
-        check_room(path, 4 * sum(p.numel() * p.element_size() for p in layers.parameters()))
+        path = free_path(name, TUNED)
+        check_room(path, 4 * sum(p.numel() * p.element_size() for p in layers.parameters()), TUNED)
         mean, deviation = posterior(vae, frames)
         check_latent(model, mean)
-        base = fingerprint(model, config)
+        base = fingerprint(model, config.blocks)
         info = to_info(
             config, base=type(model.model).__name__, prompt=prompt_text(cls.hidden.prompt, cls.hidden.unique_id),
             frames=len(frames), size=[frames.shape[2], frames.shape[1]], learning_rate=learning_rate, seed=seed,
@@ -155,7 +155,7 @@ class TuneAVideo(io.ComfyNode):
             ) from error
         save(keep_state)
         layers.requires_grad_(False)
-        return io.NodeOutput(inflate(model, patcher), os.path.relpath(path, tuned_folder()))
+        return io.NodeOutput(inflate(model, patcher), os.path.relpath(path, first_folder(TUNED)))
 
 
 class LoadTunedVideo(io.ComfyNode):
@@ -206,7 +206,7 @@ class LoadTunedVideo(io.ComfyNode):
                 f"{tuned_name} was tuned on a {info.get('base', 'model')} with {describe(layers.config)}; this is a "
                 f"{type(model.model).__name__} with {describe(config)}. Please load the image model that it was tuned on."
             )
-        if not other_base and not same_base(base, fingerprint(model, config)):
+        if not other_base and not same_base(base, fingerprint(model, config.blocks)):
             raise ValueError(
                 f"{tuned_name} was tuned on another {info.get('base', 'model')} than this one: their weights differ. "
                 "Please load the image model that it was tuned on, or allow other_base."

@@ -1,44 +1,47 @@
-"""The files of tuned clips: where they are written, and whether one fits."""
+"""The files that training nodes write: where they go, and whether one fits."""
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import folder_paths
 
-from .folders import TUNED
+
+def first_folder(kind: str) -> str:
+    """Where new files of a kind of model go, such as `folders.TUNED`."""
+    return folder_paths.get_folder_paths(kind)[0]
 
 
-def tuned_folder() -> str:
-    return folder_paths.get_folder_paths(TUNED)[0]
-
-
-def free_path(name: str) -> Path:
+def free_path(name: str, kind: str) -> Path:
     """A file of this name and a number that is not taken. Raises ValueError if it would lie outside the folder."""
-    folder = tuned_folder()
+    folder = first_folder(kind)
     os.makedirs(folder, exist_ok=True)
     try:
         folder, name, number, _, _ = folder_paths.get_save_image_path(name.strip() or "tuned", folder)
     except Exception as error:
-        raise ValueError(f"the name {name!r} does not lie inside models/{TUNED}; please give a plain name") from error
+        raise ValueError(f"the name {name!r} does not lie inside models/{kind}; please give a plain name") from error
     return Path(folder) / f"{name}_{number:05}.safetensors"
 
 
-def check_room(path: Path, needed: int) -> None:
+def check_room(path: Path, needed: int, kind: str) -> None:
     """Raises OSError if the disk is too full for a run's files."""
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise OSError(
-            f"tuning needs up to {needed / 2**20:.0f} MiB in models/{TUNED} and the disk has {free / 2**20:.0f} MiB left. "
+            f"training needs up to {needed / 2**20:.0f} MiB in models/{kind} and the disk has {free / 2**20:.0f} MiB left. "
             "Please free some space first."
         )
 
 
-def check_same_run(before: dict, now: dict, name: str) -> None:
-    """Raises ValueError if a saved state belongs to another clip or model than the inputs."""
-    for key, what in (("blocks", "model"), ("base", "model"), ("frames", "number of frames"), ("size", "frame size")):
-        if before.get(key) != now[key]:
-            both = "" if key == "blocks" else f": {before.get(key)}, not {now[key]}"
+ONE_CLIP = (("blocks", "model"), ("base", "model"), ("frames", "number of frames"), ("size", "frame size"))
+
+
+def check_same_run(before: dict, now: dict, name: str, same: tuple[tuple[str, str], ...] = ONE_CLIP) -> None:
+    """Raises ValueError if a saved state belongs to another clip or model than the inputs: an entry of ``same`` differs."""
+    for key, what in same:
+        if before.get(key) != json.loads(json.dumps(now[key])):  # as the file has it
+            both = "" if key in ("blocks", "model", "clips") else f": {before.get(key)}, not {now[key]}"
             raise ValueError(
                 f"{name} was begun with another {what}{both}. Please give the same clip and model, or begin a new run."
             )

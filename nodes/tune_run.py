@@ -18,10 +18,10 @@ from .samplers import PAPER_SCHEDULE, make_sigmas, walker
 PREVIEW_STEPS = 12
 
 
-def check_clip(frames: torch.Tensor, vae) -> None:
+def check_clip(frames: torch.Tensor, vae, node: str = "Tune-A-Video") -> None:
     """Raises ValueError for what cannot be tuned on: a single frame, sizes that the VAE would cut, numbers that are none."""
     if len(frames) < 2:
-        raise ValueError("Tune-A-Video needs a clip of 2 frames or more, and got one. For one picture, train a LoRA.")
+        raise ValueError(f"{node} needs a clip of 2 frames or more, and got one. For one picture, train a LoRA.")
     height, width = frames.shape[1:3]
     stride = vae.spacial_compression_encode()
     if height % stride or width % stride:
@@ -80,13 +80,17 @@ class Run:
             while self.tuning.step < self.steps:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 with checkpointed(base.diffusion_model) if self.memory_saver else torch.enable_grad():
-                    self.loss = self.tuning.advance(denoise, prediction(sampling), mean, deviation, levels)
+                    self.loss = self.advance(model, denoise, prediction(sampling), mean, deviation, levels)
                 done, preview = self.tuning.step, None
                 if self.preview_every and self.previewer and (done % self.preview_every == 0 or done == self.steps):
                     preview = self.preview(model, mean, extra_args)
                 bar.update_absolute(done, self.steps, preview)
                 say(self.node, f"step {done} of {self.steps}, loss {self.loss:.4f}")
         return x
+
+    def advance(self, model, denoise, prediction, mean, deviation, levels) -> float:
+        """One step, as `Tuning.advance`; ``model`` is what the host hands to samplers."""
+        return self.tuning.advance(denoise, prediction, mean, deviation, levels)
 
     @torch.no_grad()
     def preview(self, model, mean, extra_args):

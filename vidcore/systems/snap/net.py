@@ -7,9 +7,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...layers.embed import grid_positions
-from ...layers.fit import FITBlock
+from ...layers.fit import CrossAttention, FITBlock
 from .config import SnapConfig
 
+QUERY_GAIN = 2.5  # of queries and keys at the start
 FEATURES = 256  # of a number that is told to the network
 
 
@@ -83,6 +84,10 @@ class FIT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, CrossAttention):
+                module.to_q.weight.data.mul_(QUERY_GAIN)
+                module.to_kv.weight.data[: module.to_q.out_features].mul_(QUERY_GAIN)
         frame, row, column = grid_positions(tuple(self.place.shape[:3]), self.place.shape[3])
         with torch.no_grad():
             self.place.copy_(frame[:, None, None] + row[:, None] + column)

@@ -1,5 +1,6 @@
 """A tuned clip as one small safetensors file: what was trained, on which clip, for which image model."""
 
+import math
 import os
 from dataclasses import asdict
 
@@ -50,9 +51,13 @@ def load_tuned(path: str | os.PathLike) -> tuple[TunedLayers, Tensor, dict]:
     return layers.eval().requires_grad_(False), tensors["base"], info
 
 
-def same_base(fingerprint: Tensor, other: Tensor) -> bool:
-    """Whether two fingerprints, some weights of each model, are of one model up to rounding in low precision."""
+def distance(fingerprint: Tensor, other: Tensor) -> float:
+    """How far apart two fingerprints, some weights of each model, are, in units of the first's length."""
     if fingerprint.shape != other.shape:
-        return False
-    apart = (fingerprint - other).float().norm() / fingerprint.float().norm()
-    return bool(apart <= SAME_BASE)
+        return math.inf
+    return float((fingerprint - other).float().norm() / fingerprint.float().norm())
+
+
+def same_base(fingerprint: Tensor, other: Tensor) -> bool:
+    """Whether two fingerprints are of one model up to rounding in low precision."""
+    return distance(fingerprint, other) <= SAME_BASE

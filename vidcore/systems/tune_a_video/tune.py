@@ -41,6 +41,7 @@ class Tuning:
         mean: Tensor,
         deviation: Tensor | float,
         levels: list[Level],
+        more: Callable[[], Tensor] | None = None,
     ) -> float:
         """One step; all its randomness is a function of (seed, step), drawn on the CPU.
 
@@ -49,6 +50,7 @@ class Tuning:
             prediction: what the model outputs.
             mean, deviation: of the clip's latents; computed once, and drawn from anew in each step.
             levels: the model's training noise levels, all alike in probability.
+            more: called once ``denoise`` has run; what it returns is added to the loss.
 
         Returns:
             The loss.
@@ -61,6 +63,8 @@ class Tuning:
         draw = lambda: torch.randn(mean.shape, generator=generator).to(mean)  # noqa: E731
         x = mean + deviation * draw()
         loss = tune_loss(lambda z: denoise(z, i), prediction, x, draw(), levels[i])
+        if more is not None:
+            loss = loss + more()
         value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss is {value} at step {self.step + 1}; please lower the learning rate")

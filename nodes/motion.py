@@ -1,0 +1,54 @@
+"""A motion module on the host's image models, by patching a MODEL: its own weights and modules stay as they are."""
+
+import comfy.model_patcher
+import comfy.ops
+import comfy.patcher_extension
+import torch
+
+from ..vidcore.systems.harivo import HarivoConfig, MotionModule
+from ..vidcore.systems.harivo.wire import moved_input
+from .inflate import WithTemporal, find_blocks, wrap
+from .samplers import host_level
+from .sparse_causal import image_unet
+
+KEY = "vidcore_harivo"
+
+
+def motion_config(model, node: str, frames: int, **sizes) -> HarivoConfig:
+    """The motion module that fits a MODEL. Raises ValueError, naming the ``node``, if it is not an image model with text."""
+    net = image_unet(model, node)
+    context = next((m.attn2.to_k.in_features for m in net.modules() if getattr(m, "attn2", None) is not None), 1)
+    channels = model.get_model_object("latent_format").latent_channels
+    return HarivoConfig(find_blocks(net), channels, context, frames=frames, **sizes)
+
+
+def new_module(config: HarivoConfig, seed: int) -> MotionModule:
+    """A module before its first step, float32, that gradients can reach although nodes run in inference mode."""
+    with torch.inference_mode(False):
+        return MotionModule(config, comfy.ops.manual_cast, dtype=torch.float32).init_weights(seed)
+
+
+def add_motion(model, module: MotionModule, patcher: comfy.model_patcher.ModelPatcher, strength: float = 1.0):
+    """A clone of a MODEL whose batch is one clip, and moves.
+
+    Args:
+        model: an image MODEL with the blocks that the module is made for.
+        module: the motion module.
+        patcher: it, or what it is a part of, as `inflate.layers_patcher` gives it.
+        strength: scales what the module adds; 0 is the image model itself.
+    """
+    model = model.clone()
+    for block, layer in zip(module.config.blocks, module.temporal, strict=True):
+        wrap(model, block.name, WithTemporal, layer, strength)
+    sampling = model.get_model_object("model_sampling")
+
+    def move(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
+        """DIFFUSION_MODEL: mapping network in front, frame tokens behind the text. ControlNets have had the plain text."""
+        frames = x.shape[0] // len(transformer_options.get("cond_or_uncond", [0]))
+        level, _ = host_level(sampling, float(transformer_options["sigmas"].flatten()[0]))
+        x, context = moved_input(module, x, context, level.sigma, frames, strength)
+        return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, move)
+    model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), patcher])
+    return model

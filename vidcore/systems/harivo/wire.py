@@ -1,0 +1,92 @@
+"""Where the motion module's parts stand in an image model (arXiv 2410.07763, its figure of the whole)."""
+
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from .net import MotionModule
+from .regularise import attention_map, temporal_regularised
+
+# A map of more tokens than this has no place in memory: 1024 is 32 x 32, half a gigabyte for 16 frames of 8 heads.
+MOST_TOKENS = 1024
+
+
+def moved_input(
+    module: MotionModule, x: Tensor, context: Tensor, level: float, frames: int, strength: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """What the image model is given instead of its noisy input and text.
+
+    Args:
+        module: the motion module.
+        x: (B frames) C H W; channels after the module's own, such as an inpainting model's mask, stay.
+        context: (B frames) L E; of each clip the first frame's is read.
+        level: of the noise, from 0 to 1.
+        strength: of what is added; 0 leaves both as they are.
+
+    Returns:
+        x of the same shape, and the context with ``frame_tokens`` more tokens.
+    """
+    if strength and module.mapping is not None:
+        own, rest = x[:, : module.config.channels], x[:, module.config.channels :]
+        clip = rearrange(own, "(b t) c h w -> b c t h w", t=frames)
+        clip = module.mapping(clip, x.new_full((len(clip),), level, dtype=torch.float32), strength)
+        x = torch.cat([rearrange(clip, "b c t h w -> (b t) c h w"), rest], dim=1)
+    if strength and module.frame_tokens is not None:
+        tokens = module.frame_tokens(context.unflatten(0, (-1, frames))[:, 0], frames)
+        context = torch.cat([context, tokens], dim=1)
+    return x, context
+
+
+class Watched:
+    """Notes what the losses need while an image model runs: bottleneck features and self-attention maps.
+
+    Args:
+        middle: the bottleneck, the mean over whose output's pixels is the feature h.
+        attentions: (W_Q, W_K, heads) of self-attention layers to compare from frame to frame. Those of more than 1024
+            tokens are left out.
+    """
+
+    def __init__(self, middle: nn.Module, attentions: list[tuple[nn.Module, nn.Module, int]]):
+        self.middle, self.attentions = middle, attentions
+        self.features: Tensor | None = None
+        self.pairs: dict[int, list[Tensor]] = {}
+        self.handles: list = []
+
+    def __enter__(self) -> "Watched":
+        def note_middle(_, inputs, output):
+            self.features = output.float().mean(dim=(-2, -1))
+
+        def noting(number: int, place: int) -> Callable:
+            def note(_, inputs, output):
+                if output.shape[1] <= MOST_TOKENS:
+                    self.pairs.setdefault(number, [output, output])[place] = output
+
+            return note
+
+        self.handles = [self.middle.register_forward_hook(note_middle)]
+        for number, (query, key, _) in enumerate(self.attentions):
+            self.handles += [m.register_forward_hook(noting(number, i)) for i, m in enumerate((query, key))]
+        return self
+
+    def __exit__(self, *_) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def regularised(self, frames: int) -> Tensor:
+        """The mean of `temporal_regularised` over the layers of the last evaluation.
+
+        Raises:
+            ValueError: if all of them have too many tokens, or none was run.
+        """
+        found = [
+            temporal_regularised(attention_map(*pair, self.attentions[number][2]), frames)
+            for number, pair in self.pairs.items()
+        ]
+        if not found:
+            raise ValueError(
+                f"no self-attention layer has {MOST_TOKENS} tokens or fewer at this size; please use smaller frames, or no "
+                "attention loss"
+            )
+        return torch.stack(found).mean()
