@@ -5,7 +5,8 @@ finds the FIT 3.31 times faster in training and 4.49 times in inference, on GPUs
 core's factorised U-Net in the paper's shape (multipliers 1, 2, 3, 4, two blocks a level, attention at 32, 16 and 8), as
 wide as it takes to have 284 M parameters, and as many as the FIT; the second comparison is ours. Both networks read 77
 text tokens of width 768. Each measurement is a process of its own, all in turn within a round. ``--count`` prints the
-arithmetic of one evaluation for clips of several sizes instead, by PyTorch's own counter and without weights.
+arithmetic of one evaluation for clips of several sizes instead, by PyTorch's own counter and without weights, and
+``--plot FILE.svg`` draws it (with matplotlib).
 """
 
 import argparse
@@ -30,7 +31,9 @@ CONTEXT = 768
 NETS = ("FIT", "U-Net, 284 M", "U-Net, as many")
 TASKS = ("forward", "training step")
 # Frames, height and width of clips to count for; the first is the paper's first stage.
-SIZES = ((16, 40, 64), (32, 40, 64), (64, 40, 64), (16, 80, 128), (16, 160, 256), (64, 80, 128))
+SIZES = (
+    (16, 40, 64), (32, 40, 64), (64, 40, 64), (128, 40, 64), (16, 80, 128), (16, 160, 256), (16, 320, 512), (64, 80, 128),
+)  # fmt: skip
 
 
 def fit(frames: int, height: int, width: int) -> FIT:
@@ -113,6 +116,35 @@ def count() -> dict:
     return found
 
 
+def plot(found: dict[str, dict[str, float]], file: str) -> None:
+    """Arithmetic against the frame's size and against the number of frames."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"svg.hashsalt": "fit", "svg.fonttype": "none", "font.size": 10})
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    panels = (
+        (left, lambda t, h, w: t == 16, lambda t, h, w: w, "width of 16 frames, in pixels"),
+        (right, lambda t, h, w: (h, w) == (40, 64), lambda t, h, w: t, "frames of 64x40"),
+    )
+    for axes, belongs, place, label in panels:
+        sizes = sorted((size for size in SIZES if belongs(*size)), key=lambda size: place(*size))
+        for name, mark in zip(NETS, "os^"):
+            cost = [found[name][f"{t}x{w}x{h}"] for t, h, w in sizes]
+            axes.loglog([place(*size) for size in sizes], cost, f"{mark}-", fillstyle="none", label=name)
+        ticks = [place(*size) for size in sizes]
+        axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+        axes.minorticks_off()
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    left.set_ylabel("10^12 operations of one evaluation")
+    left.legend()
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=1)
@@ -121,6 +153,7 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="by autocast, with float32 weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--count", action="store_true", help="count arithmetic alone")
+    parser.add_argument("--plot", metavar="FILE.svg", help="with --count: draw it, too")
     parser.add_argument("--worker", choices=NETS, help=argparse.SUPPRESS)
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -128,6 +161,8 @@ def main() -> None:
         print(json.dumps(measure(arguments.worker, arguments.task, arguments)))
         return
     results = count() if arguments.count else take_turns(arguments.rounds, TASKS, NETS)
+    if arguments.plot and arguments.count:
+        plot(results, arguments.plot)
     print(record(arguments, ["torch"], results))
 
 

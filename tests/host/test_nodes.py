@@ -111,9 +111,9 @@ def test_input_order_is_kept_for_saved_workflows(ours):
         ],
         "DynamicThresholding": ["model", "percentile", "limit"],
         "TrainMotionModule": [
-            "model", "vae", "folder", "caption", "length", "every", "steps", "learning_rate", "seed", "name", "clip", "positive",
-            "frames", "width", "height", "contrast", "attention_loss", "frame_tokens", "mapping", "preview_every",
-            "memory_saver", "continue_from", "keep_state", "max_frames",
+            "model", "vae", "folder", "caption", "length", "every", "steps", "learning_rate", "seed", "name", "clip",
+            "positive", "frames", "width", "height", "contrast", "attention_loss", "frame_tokens", "mapping",
+            "preview_every", "memory_saver", "continue_from", "keep_state", "max_frames",
         ],
         "LoadMotionModule": ["model", "motion_name", "strength", "other_base"],
     }  # fmt: skip

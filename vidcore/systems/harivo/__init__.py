@@ -1,4 +1,4 @@
-"""HARIVO: a frozen image model that moves (Lee et al. 2024, arXiv 2410.07763)."""
+"""HARIVO: a frozen image model that moves (Kwon et al. 2024, arXiv 2410.07763)."""
 
 from .config import HarivoConfig
 from .contrast import FeatureQueue, ProjectionHead, decoupled_contrastive
