@@ -14,6 +14,7 @@ from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 
 from ..vidcore.layers.clip_norm import norm_over_clip
+from ..vidcore.systems.harivo.wire import WithTemporal
 from ..vidcore.systems.tune_a_video import Block, TuneConfig, TunedLayers, added_query
 from .sparse_causal import add_sparse_causal, image_unet
 
@@ -95,20 +96,6 @@ class _Query:
 
     def __call__(self, tokens):
         return added_query(self.project, self.change, tokens, self.strength)
-
-
-@dataclass(frozen=True)
-class WithTemporal:
-    """The forward of a transformer block, a layer that sees all frames last."""
-
-    block: Callable
-    temporal: Callable  # (tokens (B frames) L C, frames, strength) -> the same shape
-    strength: float
-
-    def __call__(self, x, context=None, transformer_options={}):
-        x = self.block(x, context=context, transformer_options=transformer_options)
-        parts = len(transformer_options.get("cond_or_uncond", [0]))
-        return self.temporal(x, x.shape[0] // parts, self.strength)
 
 
 def _norm_over_clip(model) -> None:

@@ -6,8 +6,8 @@ import comfy.patcher_extension
 import torch
 
 from ..vidcore.systems.harivo import HarivoConfig, MotionModule
-from ..vidcore.systems.harivo.wire import moved_input
-from .inflate import WithTemporal, find_blocks, wrap
+from ..vidcore.systems.harivo.wire import WithTemporal, moved_input
+from .inflate import find_blocks, wrap
 from .samplers import host_level
 from .sparse_causal import image_unet
 
@@ -18,8 +18,7 @@ def motion_config(model, node: str, frames: int, **sizes) -> HarivoConfig:
     """The motion module that fits a MODEL. Raises ValueError, naming the ``node``, if it is not an image model with text."""
     net = image_unet(model, node)
     context = next((m.attn2.to_k.in_features for m in net.modules() if getattr(m, "attn2", None) is not None), 1)
-    channels = model.get_model_object("latent_format").latent_channels
-    return HarivoConfig(find_blocks(net), channels, context, frames=frames, **sizes)
+    return HarivoConfig(find_blocks(net), net.out_channels, context, frames=frames, **sizes)
 
 
 def new_module(config: HarivoConfig, seed: int) -> MotionModule:

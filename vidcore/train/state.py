@@ -21,7 +21,10 @@ class EMA:
         """Move towards ``module`` after optimiser step ``step`` (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in module.state_dict().items():
-            self.average[name].lerp_(value, 1 - decay)
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - decay)
+            else:  # counters and the like
+                self.average[name].copy_(value)
 
 
 def save_state(path: Path, module: nn.Module, ema: EMA | None, optimiser: torch.optim.Optimizer, info: dict) -> None:

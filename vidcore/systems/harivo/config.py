@@ -11,7 +11,7 @@ class HarivoConfig:
 
     Args:
         blocks: the image model's transformer blocks, in the order in which it runs them; each gets a temporal layer.
-        channels: of the latents; those of an inpainting model count its own alone.
+        channels: of what the network denoises; without an inpainting model's others.
         context: width of the text tokens.
         frame_tokens: tokens for each frame that are put behind the text's; 0 for none.
         mapping: channels inside the mapping network; 0 for none.

@@ -1,6 +1,7 @@
 """Where the motion module's parts stand in an image model (arXiv 2410.07763, its figure of the whole)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -14,7 +15,7 @@ MOST_TOKENS = 1024
 
 
 def moved_input(
-    module: MotionModule, x: Tensor, context: Tensor, level: float, frames: int, strength: float = 1.0
+    module: MotionModule, x: Tensor, context: Tensor, level: Tensor | float, frames: int, strength: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """What the image model is given instead of its noisy input and text.
 
@@ -22,7 +23,7 @@ def moved_input(
         module: the motion module.
         x: (B frames) C H W; channels after the module's own, such as an inpainting model's mask, stay.
         context: (B frames) L E; of each clip the first frame's is read.
-        level: of the noise, from 0 to 1.
+        level: of the noise, from 0 to 1; for each clip (shape B) or for all.
         strength: of what is added; 0 leaves both as they are.
 
     Returns:
@@ -31,12 +32,34 @@ def moved_input(
     if strength and module.mapping is not None:
         own, rest = x[:, : module.config.channels], x[:, module.config.channels :]
         clip = rearrange(own, "(b t) c h w -> b c t h w", t=frames)
-        clip = module.mapping(clip, x.new_full((len(clip),), level, dtype=torch.float32), strength)
+        level = torch.as_tensor(level, dtype=torch.float32, device=x.device).expand(len(clip))
+        clip = module.mapping(clip, level, strength)
         x = torch.cat([rearrange(clip, "b c t h w -> (b t) c h w"), rest], dim=1)
     if strength and module.frame_tokens is not None:
         tokens = module.frame_tokens(context.unflatten(0, (-1, frames))[:, 0], frames)
         context = torch.cat([context, tokens], dim=1)
     return x, context
+
+
+@dataclass(frozen=True)
+class WithTemporal:
+    """The forward of the host's transformer block, a layer that sees all frames of a clip last.
+
+    Args:
+        block: the block's own forward.
+        temporal: (tokens (B frames) L C, frames, strength) -> the same shape.
+        strength: of what ``temporal`` adds.
+    """
+
+    block: Callable
+    temporal: Callable
+    strength: float = 1.0
+
+    def __call__(self, x, context=None, transformer_options={}):
+        x = self.block(x, context=context, transformer_options=transformer_options)
+        # The host's batch holds every clip once for each of its conditionings, one clip at a time.
+        clips = len(transformer_options.get("cond_or_uncond", [0]))
+        return self.temporal(x, x.shape[0] // clips, self.strength)
 
 
 class Watched:
