@@ -29,14 +29,7 @@ from vidcore.metrics.tracker import agreement
 from vidcore.objective import add_noise, drop, squared_error
 from vidcore.sample import ddim_step, sample_clip
 from vidcore.schedule import alpha_sigma
-from vidcore.systems.harivo import (
-    FeatureQueue,
-    HarivoConfig,
-    MotionModule,
-    ProjectionHead,
-    checkpoint,
-    decoupled_contrastive,
-)
+from vidcore.systems.harivo import ClipLosses, HarivoConfig, MotionModule, checkpoint
 from vidcore.systems.harivo.wire import Watched, WithTemporal, moved_input
 from vidcore.systems.image import from_info
 from vidcore.systems.tune_a_video import Block
@@ -128,28 +121,18 @@ class ShapesHarivo:
 
     def build(self, config, root: Path) -> nn.ModuleDict:
         self.base = Base(self.comfyui, root / config.text_from)
-        module, width = self.base.wire(config.model, config.seed), self.base.net.middle_block[-1].out_channels
-        parts = {"motion": module, "head": ProjectionHead(width), "queue": FeatureQueue(config.model.queue, width)}
-        return nn.ModuleDict(parts).train()
+        module, sizes = self.base.wire(config.model, config.seed), config.model
+        width = self.base.net.middle_block[-1].out_channels
+        losses = ClipLosses(width, sizes.contrast, sizes.attention_loss, sizes.queue)
+        return nn.ModuleDict({"motion": module, "losses": losses}).train()
 
     def loss(self, module: nn.ModuleDict, batch, config, phase, generator) -> torch.Tensor:
-        x, sizes, frames = batch.clips, config.model, batch.clips.shape[2]
+        x = batch.clips
         noised = add_noise(x, self.base.config.schedule, generator, phase.time_power)
         context = drop(self.base.text(batch.tokens), phase.drop_context, generator)
-        with self.base.watched(bool(sizes.attention_loss)) as watched:
-            total = squared_error("x0", self.base.denoise(noised.z, noised.t, context), x, noised)
-            if sizes.attention_loss:
-                total = total + sizes.attention_loss * watched.regularised(frames)
-        # No clip comes twice, so none that is in the queue can be one of these: their numbers do not matter.
-        first, second = watched.features.unflatten(0, (-1, frames))[
-            :, torch.randperm(frames, generator=generator)[:2]
-        ].unbind(1)
-        if sizes.contrast:
-            others = module["head"](module["queue"].negatives(torch.full((1,), -2))[0])
-            contrast = decoupled_contrastive(module["head"](first), module["head"](second), others)
-            total = total + sizes.contrast * contrast
-        module["queue"].push(first, torch.zeros(len(first), dtype=torch.long))
-        return total
+        with self.base.watched(bool(config.model.attention_loss)) as watched:
+            error = squared_error("x0", self.base.denoise(noised.z, noised.t, context), x, noised)
+        return error + module["losses"](watched, x.shape[2], generator)
 
     def info(self, config, module: nn.ModuleDict, steps: int) -> dict:
         sizes = dataclasses.asdict(config.model)

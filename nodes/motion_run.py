@@ -7,8 +7,7 @@ import comfy.samplers
 import torch
 
 from ..vidcore.systems.harivo import FeatureQueue, MotionModule, ProjectionHead, decoupled_contrastive
-from ..vidcore.systems.harivo.wire import Watched
-from .tune_run import Run
+from .tune_run import Run, watch
 
 QUEUE = 64  # features of other clips that a clip is held against
 
@@ -88,17 +87,7 @@ class MotionRun(Run):
                 total = total + self.regularise * watched.regularised(self.length)
             return total
 
-        with Watched(base.diffusion_model.middle_block[-1], self.attentions(base.diffusion_model)) as watched:
+        with watch(base.diffusion_model, bool(self.regularise)) as watched:
             loss = self.tuning.advance(denoise, prediction, latents, deviations, levels, more)
             self.trained.queue.push(watched.features[pair[:1]], torch.tensor([number]))
         return loss
-
-    def attentions(self, net) -> list:
-        """The self-attention layers on the way up, whose maps the attention loss compares; none without that loss."""
-        if not self.regularise:
-            return []
-        return [
-            (part.attn1.to_q, part.attn1.to_k, part.n_heads)
-            for part in net.output_blocks.modules()
-            if getattr(part, "attn1", None) is not None
-        ]

@@ -84,6 +84,12 @@ class TuneAVideo(io.ComfyNode):
                     tooltip="Lets temporal attention see the frames' numbers, so that the motion is learned too, and not "
                     "only kept in the inverted noise. The paper does without.",
                 ),
+                io.Float.Input(
+                    "attention_loss", default=0.0, min=0.0, max=100.0, step=0.001, round=0.00001, optional=True,
+                    advanced=True,
+                    tooltip="Weight of HARIVO's loss that makes successive frames attend alike, against flicker. 0 leaves "
+                    "it out.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The tuned model; a batch of pictures is one clip for it."),
@@ -95,7 +101,7 @@ class TuneAVideo(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, vae, frames, positive, steps, learning_rate, seed, name, norm=NORMS[0], preview_every=100,
-        memory_saver=False, continue_from=NEW, keep_state=False, frame_order=False,
+        memory_saver=False, continue_from=NEW, keep_state=False, frame_order=False, attention_loss=0.0,
     ) -> io.NodeOutput:  # fmt: skip
         config = tune_config(model, norm, frame_order)
         check_clip(frames, vae)
@@ -127,7 +133,7 @@ class TuneAVideo(io.ComfyNode):
 
         patcher = layers_patcher(layers)
         run = Run(model, layers, deviation, learning_rate, seed, steps, preview_every, memory_saver, cls.hidden.unique_id)
-        run.state = state
+        run.state, run.attention_loss = state, attention_loss
 
         def save(with_state: bool) -> None:
             with torch.inference_mode(False):

@@ -11,6 +11,7 @@ from server import PromptServer
 
 from ..vidcore.sample import ddim_step
 from ..vidcore.sample import sample as walk
+from ..vidcore.systems.harivo.wire import Watched
 from ..vidcore.systems.tune_a_video import Tuning
 from .gradient import checkpointed, gradients
 from .samplers import PAPER_SCHEDULE, make_sigmas, walker
@@ -54,6 +55,8 @@ def posterior(vae, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 class Run:
     """The tuning loop under the host's calling convention for samplers, so that the host prepares text and ControlNets."""
 
+    attention_loss = 0.0  # weight of HARIVO's attention loss
+
     def __init__(self, model, layers, deviation, learning_rate, seed, steps, preview_every, memory_saver, node):
         self.layers, self.deviation = layers, deviation
         self.learning_rate, self.seed, self.steps = learning_rate, seed, steps
@@ -90,7 +93,12 @@ class Run:
 
     def advance(self, model, denoise, prediction, mean, deviation, levels) -> float:
         """One step, as `Tuning.advance`; ``model`` is what the host hands to samplers."""
-        return self.tuning.advance(denoise, prediction, mean, deviation, levels)
+        if not self.attention_loss:
+            return self.tuning.advance(denoise, prediction, mean, deviation, levels)
+        with watch(model.inner_model.inner_model.diffusion_model, True) as watched:
+            return self.tuning.advance(
+                denoise, prediction, mean, deviation, levels, lambda: self.attention_loss * watched.regularised(len(mean))
+            )
 
     @torch.no_grad()
     def preview(self, model, mean, extra_args):
@@ -108,6 +116,12 @@ class Run:
             contact_sheet([self.previewer.decode_latent_to_preview(made[i : i + 1]) for i in range(len(made))]),
             None,
         )
+
+
+def watch(net, maps: bool) -> Watched:
+    """What HARIVO's losses look at in a U-Net of the host: the bottleneck and, with ``maps``, self-attention going up."""
+    up = [part for part in net.output_blocks.modules() if maps and getattr(part, "attn1", None) is not None]
+    return Watched(net.middle_block[-1], [(part.attn1.to_q, part.attn1.to_k, part.n_heads) for part in up])
 
 
 def prediction(sampling) -> str:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from vidcore import weights
 from vidcore.systems.harivo import (
+    ClipLosses,
     FeatureQueue,
     HarivoConfig,
     MotionModule,
@@ -18,6 +19,7 @@ from vidcore.systems.harivo import (
     decoupled_contrastive,
     temporal_regularised,
 )
+from vidcore.systems.harivo.wire import Watched
 from vidcore.systems.tune_a_video import Block
 
 
@@ -175,6 +177,45 @@ def test_regularised_attention_s_gradient_is_that_of_its_values():
         return temporal_regularised(maps, 2)
 
     assert torch.autograd.gradcheck(loss, q.requires_grad_(True))
+
+
+class _Layers(torch.nn.Module):
+    """A bottleneck, and self-attention by one projection for all of queries, keys and values."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv, self.middle = torch.nn.Linear(8, 24), torch.nn.Conv2d(8, 6, 1)
+
+    def forward(self, x):
+        self.qkv(x.flatten(2).mT)
+        return self.middle(x)
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_what_is_watched_is_what_the_layers_make_and_pictures_take_no_part(images):
+    net, frames, x = _Layers(), 3, draw(2 * (3 + images), 8, 2, 2)
+    with Watched(net.middle, [(net.qkv, None, 2)]) as watched:
+        made = net(x)
+    clips = x.unflatten(0, (2, -1))[:, :frames].flatten(0, 1)
+    q, k, _ = net.qkv(clips.flatten(2).mT).chunk(3, -1)
+    expected = temporal_regularised(attention_map(q, k, 2), frames)
+    torch.testing.assert_close(watched.regularised(frames, images), expected)
+    torch.testing.assert_close(watched.features, made.mean(dim=(2, 3)))
+    net(x * 0)  # nobody watches any more
+    torch.testing.assert_close(watched.regularised(frames, images), expected)
+
+    losses = ClipLosses(6, 0.5, 2.0, queue=4)
+    first = losses(watched, frames, torch.Generator().manual_seed(0), images)
+    torch.testing.assert_close(first, 2.0 * expected)  # the queue was empty
+    second = losses(watched, frames, torch.Generator().manual_seed(0), images)
+    assert (second - first).abs() > 1e-3
+    others = losses.queue.features[:2].clone()
+    assert all((watched.features == row).all(dim=1).any() for row in others)
+    with Watched(net.middle, [(net.qkv, None, 2)]) as watched:
+        net(draw(2, 8, 33, 32))
+    with pytest.raises(ValueError, match="no self-attention layer has 1024 tokens or fewer"):
+        watched.regularised(2)
 
 
 # ---------------------------------------------------------------------------------------------------------- the module

@@ -115,6 +115,23 @@ def test_starting_from_a_model_takes_its_weights(tmp_path):
     assert 0 < far < 5e-3  # one small step away
 
 
+@pytest.mark.parametrize("losses", ["contrast = 0.5", "attention_loss = 5.0", "contrast = 0.5\nattention_loss = 5.0"])
+def test_harivo_s_losses_join_in_and_resume_to_the_same_bits(tmp_path, losses):
+    """Their head and queue are in the state and not in the model file; pictures in the batch take no part."""
+    config = recipe(tmp_path, losses + "\nqueue = 3\n" + RECIPE)
+    train(config, tmp_path / "whole", report=quiet)
+    for stop in (4, None):
+        train(config, tmp_path / "parts", stop_after=stop, report=quiet)
+    for name in ("tiny.safetensors", "tiny.state"):
+        one, two = (weights.load(tmp_path / part / "out" / name)[0] for part in ("whole", "parts"))
+        assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+    assert one["module.losses.queue.features"].any()
+    made = load_vdm(tmp_path / "whole" / config.output)[0].state_dict()
+    train(recipe(tmp_path), tmp_path / "without", report=quiet)
+    plain = load_vdm(tmp_path / "without" / config.output)[0].state_dict()
+    assert made.keys() == plain.keys() and any((made[key] - plain[key]).abs().max() > 1e-5 for key in made)
+
+
 def test_a_deeper_network_starts_from_a_model_as_the_same_function(tmp_path):
     train(recipe(tmp_path), tmp_path, report=quiet)
     again = RECIPE.replace('"out/tiny', '"out/more').replace("seed = 5", 'seed = 6\nstart_from = "out/tiny.safetensors"')

@@ -96,7 +96,7 @@ def test_input_order_is_kept_for_saved_workflows(ours):
         "SparseCausalAttention": ["model"],
         "TuneAVideo": [
             "model", "vae", "frames", "positive", "steps", "learning_rate", "seed", "name", "norm", "preview_every",
-            "memory_saver", "continue_from", "keep_state", "frame_order",
+            "memory_saver", "continue_from", "keep_state", "frame_order", "attention_loss",
         ],
         "LoadTunedVideo": ["model", "tuned_name", "strength", "other_base"],
         "EncodeContentMotion": ["codec", "frames", "vae"],

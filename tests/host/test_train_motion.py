@@ -98,7 +98,7 @@ def test_the_recipe_runs_resumes_and_gives_a_module(trained):
     assert info["steps"] == 4 and module.config.channels == 12 and len(module.config.blocks) == len(module.temporal)
     assert all(layer.attention.to_out.weight.any() for layer in module.temporal) and module.mapping.out.weight.any()
     state = load_file(whole / "models" / "motion.whole.state")
-    assert (state["module.queue.clips"] == 0).all() and int(state["module.queue.next"]) == 8 % 5
+    assert (state["module.losses.queue.clips"] == 0).all() and int(state["module.losses.queue.next"]) == 8 % 5
 
 
 def test_the_host_s_clip_is_the_script_s(trained, server, latents):

@@ -159,6 +159,16 @@ def test_a_continued_run_equals_one_that_never_stopped(nodes, run, server, folde
         run({**nodes, "6": few, "9": tune(frames=["6", 0], **more), "10": node("PreviewAny", source=["9", 1])})
 
 
+def test_the_attention_loss_counts_with_and_without_saving_memory(nodes, run, folder):
+    files = {"without": {}, "with": dict(attention_loss=5.0), "saver": dict(attention_loss=5.0, memory_saver=True)}
+    for name, how in files.items():
+        run({**nodes, "9": tune(name=name, **how), "10": node("PreviewAny", source=["9", 1])})
+        files[name] = load_file(folder / f"{name}_00001.safetensors")
+    assert max(float(apart(value, files["without"][key])) for key, value in files["with"].items()) > 1e-4
+    for key, value in files["with"].items():
+        torch.testing.assert_close(files["saver"][key], value, atol=1e-4, rtol=1e-3)
+
+
 def test_cancelling_keeps_what_was_reached(nodes, interrupted, run, folder):
     stopped = interrupted({**nodes, "9": tune(steps=100000), "10": node("PreviewAny", source=["9", 1])}, seconds=8)
     assert "execution_interrupted" in stopped

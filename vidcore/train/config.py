@@ -90,6 +90,8 @@ class TrainConfig:
         optimiser: "adamw", or "lamb" (`vidcore.train.lamb`).
         weight_decay, beta2, clip: of the optimiser, and the gradient norm it is clipped to.
         bf16: run the network in bfloat16 where that is safe; weights, moments and loss stay in float32.
+        contrast, attention_loss: for "vdm" only: weights of HARIVO's losses (`vidcore.systems.harivo.ClipLosses`).
+        queue: for those: features of earlier clips that a clip is held against.
         micro_batch: clips that go through the network at once, for batches that do not fit into memory: their gradients add
             up to the whole batch's. 0 takes all at once.
         save_every: steps between saves.
@@ -112,6 +114,9 @@ class TrainConfig:
     weight_decay: float = 0.0
     beta2: float = 0.99
     clip: float = 1.0
+    contrast: float = 0.0
+    attention_loss: float = 0.0
+    queue: int = 256
     micro_batch: int = 0
     save_every: int = 200
     text_width: int = 128
@@ -221,6 +226,8 @@ def read_config(path: str | Path, more: dict | None = None) -> TrainConfig:
     phases = tuple(_phase(p, f"phase {i + 1}", model) for i, p in enumerate(phases))
     if not systems[system].takes_images and any(kind.images for phase in phases for kind in (phase, *phase.turns)):
         raise ConfigError(f"the system {system!r} does not train on images beside clips; please leave out 'images'")
+    if system != "vdm" and (table.get("contrast") or table.get("attention_loss")):
+        raise ConfigError(f"contrast and attention_loss are for the system 'vdm'; this recipe's is {system!r}")
     if table.get("optimiser", "adamw") not in OPTIMISERS:
         raise ConfigError(f"recipe.optimiser must be one of {', '.join(OPTIMISERS)}; got {table['optimiser']!r}")
     return _build(TrainConfig, {**table, "model": model, "phases": phases}, "recipe")

@@ -74,7 +74,9 @@ def train(
 
     def save(step: int) -> None:
         save_state(state_path, module, ema, optimiser, {"system": "training", "step": step})
-        average = {key.removeprefix("module."): value for key, value in ema.average.items()}
+        # What served training alone, such as a projection head, stays out of the file.
+        kept = {key: value for key, value in ema.average.items() if not key.startswith(getattr(system, "forgets", ()))}
+        average = {key.removeprefix("module."): value for key, value in kept.items()}
         weights.save(output, average, system.info(config, module, step))
 
     last, started, first, running = min(stop_after or config.steps, config.steps), time.monotonic(), done, None

@@ -1,5 +1,6 @@
 """What the training loop needs to know of each system: its network, its loss, and the file it becomes."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from ..codec.content_motion import ContentMotionCodec, ContentMotionConfig, load
 from ..data.shapes import VOCABULARY
 from ..systems.cmd import MotionConfig, MotionDiT, motion_loss
 from ..systems.cmd import checkpoint as cmd
+from ..systems.harivo import ClipLosses
+from ..systems.harivo.wire import Watched
 from ..systems.snap import FIT, SnapConfig, images_as_clips, snap_loss
 from ..systems.snap import checkpoint as snap
 from ..systems.snap.stages import enlarge, second_stage, shrink
@@ -26,15 +29,19 @@ if TYPE_CHECKING:
 
 
 class VDM:
-    """The 3-D U-Net, and the text encoder that is trained along with it."""
+    """The 3-D U-Net, and the text encoder that is trained along with it; on demand with HARIVO's losses."""
 
     model, takes_images = VDMConfig, True
+    forgets = ("losses.",)
 
     @staticmethod
     def build(config, root: Path) -> nn.ModuleDict:
         """The parts that train, fresh or from ``config.start_from``."""
         words = _words(config)
         module = nn.ModuleDict({"net": UNet3D(config.model).init_weights(), "text": TextEncoder(words)}).train()
+        if config.contrast or config.attention_loss:
+            width = module["net"].middle[-1].res.conv2.out_channels
+            module["losses"] = ClipLosses(width, config.contrast, config.attention_loss, config.queue)
         if config.start_from:
             net, text = vdm.load_vdm(root / config.start_from)
             if (net.config.blocks, net.config.attention_sizes) != (config.model.blocks, config.model.attention_sizes):
@@ -49,21 +56,33 @@ class VDM:
         context, image_context = module["text"](batch.tokens), None
         if batch.image_tokens is not None:
             image_context = module["text"](batch.image_tokens.flatten(0, 1)).unflatten(0, batch.image_tokens.shape[:2])
-        return vdm_loss(
-            module["net"],
-            batch.clips,
-            generator,
-            context,
-            phase.images,
-            image_context,
-            phase.drop_context,
-            phase.time_power,
-        )
+        net, more = module["net"], module["losses"] if "losses" in module else None
+        watched = Watched(net.middle[-1], _attentions(net) if more is not None and more.attention else [])
+        with watched if more is not None else contextlib.nullcontext():
+            loss = vdm_loss(
+                net,
+                batch.clips,
+                generator,
+                context,
+                phase.images,
+                image_context,
+                phase.drop_context,
+                phase.time_power,
+            )
+        if more is not None and phase.frames > 1:
+            loss = loss + more(watched, phase.frames, generator, phase.images)
+        return loss
 
     @staticmethod
     def info(config, module: nn.ModuleDict, steps: int) -> dict:
         """The description that goes into the exported file."""
         return vdm.to_info(config.model, module["text"].config, seed=config.seed, steps=steps)
+
+
+def _attentions(net: UNet3D) -> list:
+    """The layers of attention over space on the way up, whose maps HARIVO's attention loss compares."""
+    layers = [part.spatial for part in net.up if getattr(part, "spatial", None) is not None]
+    return [(layer.qkv, None, layer.heads) for layer in layers]
 
 
 class ContentMotion:

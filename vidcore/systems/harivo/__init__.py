@@ -2,10 +2,11 @@
 
 from .config import HarivoConfig
 from .contrast import FeatureQueue, ProjectionHead, decoupled_contrastive
+from .losses import ClipLosses
 from .net import MotionModule
 from .regularise import attention_map, temporal_regularised
 
 __all__ = [
-    "FeatureQueue", "HarivoConfig", "MotionModule", "ProjectionHead", "attention_map", "decoupled_contrastive",
+    "ClipLosses", "FeatureQueue", "HarivoConfig", "MotionModule", "ProjectionHead", "attention_map", "decoupled_contrastive",
     "temporal_regularised",
 ]  # fmt: skip

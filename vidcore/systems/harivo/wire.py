@@ -67,46 +67,56 @@ class Watched:
 
     Args:
         middle: the bottleneck, the mean over whose output's pixels is the feature h.
-        attentions: (W_Q, W_K, heads) of self-attention layers to compare from frame to frame. Those of more than 1024
-            tokens are left out.
+        attentions: (W_Q, W_K, heads) of self-attention layers to compare from frame to frame; W_K is None where the first
+            gives queries, keys and values at once. Those of more than 1024 tokens are left out.
     """
 
-    def __init__(self, middle: nn.Module, attentions: list[tuple[nn.Module, nn.Module, int]]):
+    def __init__(self, middle: nn.Module, attentions: list[tuple[nn.Module, nn.Module | None, int]]):
         self.middle, self.attentions = middle, attentions
         self.features: Tensor | None = None
-        self.pairs: dict[int, list[Tensor]] = {}
+        self.pairs: dict[int, list[Tensor]] = {}  # queries and keys of each layer
         self.handles: list = []
 
     def __enter__(self) -> "Watched":
         def note_middle(_, inputs, output):
             self.features = output.float().mean(dim=(-2, -1))
 
-        def noting(number: int, place: int) -> Callable:
+        def noting(number: int, place: int, together: bool) -> Callable:
             def note(_, inputs, output):
-                if output.shape[1] <= MOST_TOKENS:
+                if output.shape[1] > MOST_TOKENS:
+                    return
+                if together:
+                    self.pairs[number] = list(output.chunk(3, dim=-1)[:2])
+                else:
                     self.pairs.setdefault(number, [output, output])[place] = output
 
             return note
 
         self.handles = [self.middle.register_forward_hook(note_middle)]
         for number, (query, key, _) in enumerate(self.attentions):
-            self.handles += [m.register_forward_hook(noting(number, i)) for i, m in enumerate((query, key))]
+            for place, layer in enumerate((query, key)):
+                if layer is not None:
+                    self.handles.append(layer.register_forward_hook(noting(number, place, key is None)))
         return self
 
     def __exit__(self, *_) -> None:
         for handle in self.handles:
             handle.remove()
 
-    def regularised(self, frames: int) -> Tensor:
+    def regularised(self, frames: int, images: int = 0) -> Tensor:
         """The mean of `temporal_regularised` over the layers of the last evaluation.
+
+        Args:
+            frames: of each clip.
+            images: independent pictures behind them in the batch, which are left out.
 
         Raises:
             ValueError: if all of them have too many tokens, or none was run.
         """
-        found = [
-            temporal_regularised(attention_map(*pair, self.attentions[number][2]), frames)
-            for number, pair in self.pairs.items()
-        ]
+        found = []
+        for number, pair in self.pairs.items():
+            q, k = (x.unflatten(0, (-1, frames + images))[:, :frames].flatten(0, 1) for x in pair)
+            found.append(temporal_regularised(attention_map(q, k, self.attentions[number][2]), frames))
         if not found:
             raise ValueError(
                 f"no self-attention layer has {MOST_TOKENS} tokens or fewer at this size; please use smaller frames, or no "

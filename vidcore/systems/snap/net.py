@@ -7,10 +7,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...layers.embed import grid_positions
-from ...layers.fit import CrossAttention, FITBlock
+from ...layers.fit import FITBlock
 from .config import SnapConfig
 
-QUERY_GAIN = 2.5  # of queries and keys at the start
+QUERY_GAIN = 2.5  # of queries and keys between patches and latents at the start, so that each latent reads a few patches
 FEATURES = 256  # of a number that is told to the network
 
 
@@ -76,18 +76,18 @@ class FIT(nn.Module):
     def init_weights(self) -> "FIT":
         """Initialise for training: the output and what comes of earlier latents start at zero.
 
-        Places start as sinusoids and latents apart from one another, both about as strong as what a patch says. The paper
-        gives no start.
+        Places start as sinusoids, latents apart from one another, and each reads and writes some patches more than others.
+        The paper gives no start.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, CrossAttention):
-                module.to_q.weight.data.mul_(QUERY_GAIN)
-                module.to_kv.weight.data[: module.to_q.out_features].mul_(QUERY_GAIN)
+        for block in self.blocks:
+            for layer in (block.read, block.write):
+                layer.to_q.weight.data.mul_(QUERY_GAIN)
+                layer.to_kv.weight.data[: layer.to_q.out_features].mul_(QUERY_GAIN)
         frame, row, column = grid_positions(tuple(self.place.shape[:3]), self.place.shape[3])
         with torch.no_grad():
             self.place.copy_(frame[:, None, None] + row[:, None] + column)

@@ -1,0 +1,43 @@
+"""HARIVO's two losses as one part that any trainer of clips can add to its own (arXiv 2410.07763)."""
+
+import torch
+from torch import Tensor, nn
+
+from .contrast import FeatureQueue, ProjectionHead, decoupled_contrastive
+from .wire import Watched
+
+
+class ClipLosses(nn.Module):
+    """Weighted contrastive and attention loss of a batch of clips that is seen once; head and queue are its state.
+
+    Args:
+        features: channels of the bottleneck.
+        contrast, attention: weights of the losses; 0 leaves one out.
+        queue: features of earlier clips that each clip is held against.
+    """
+
+    def __init__(self, features: int, contrast: float, attention: float, queue: int = 64):
+        super().__init__()
+        self.contrast, self.attention = contrast, attention
+        self.head, self.queue = ProjectionHead(features), FeatureQueue(queue, features)
+
+    def forward(self, watched: Watched, frames: int, generator: torch.Generator, images: int = 0) -> Tensor:
+        """What is added to the loss of the evaluation that was watched.
+
+        Args:
+            watched: of a batch (B (frames + images)).
+            frames: of each clip.
+            generator: draws the two frames of a clip that are a positive pair.
+            images: independent pictures behind each clip's frames, which take no part.
+        """
+        pair = torch.randperm(frames, generator=generator)[:2]
+        first, second = watched.features.unflatten(0, (-1, frames + images))[:, pair].unbind(1)
+        total = first.sum() * 0
+        if self.contrast:
+            # No clip comes twice, so none that is in the queue can be one of these: -2 is nobody's number.
+            others = self.head(self.queue.negatives(torch.full((1,), -2, device=first.device))[0])
+            total = total + self.contrast * decoupled_contrastive(self.head(first), self.head(second), others)
+        if self.attention:
+            total = total + self.attention * watched.regularised(frames, images)
+        self.queue.push(first, torch.zeros(len(first), dtype=torch.long, device=first.device))
+        return total
