@@ -169,7 +169,7 @@ def score(comfyui: Path, path: Path, image: Path, prompts: int, sizes: tuple[str
         for clip, scene in zip((made.clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 4, 1).numpy(), asked):
             found = agreement(clip, scene)
             marks.append([found[key] for key in ("background", "count", "colour", "shape", "motion")])
-            ends = [agreement(clip[i : i + 1], scene) for i in (0, -1)]
+            ends = [agreement(part, scene) for part in (clip[:1], clip[-1:])]
             corner = clip[:, :3, :3].mean(axis=(1, 2))
             steady.append([all(e["shape"] and e["colour"] for e in ends), np.abs(np.diff(corner, axis=0)).mean()])
         print(f"{number + len(asked)}/{prompts}", flush=True)
