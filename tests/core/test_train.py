@@ -1,5 +1,9 @@
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -432,6 +436,27 @@ def test_a_batch_in_parts_teaches_the_same(tmp_path, size):
     whole, parts = (weights.load(tmp_path / end.output)[0] for end in ends)
     for key, value in whole.items():
         torch.testing.assert_close(value, parts[key], atol=1e-5, rtol=1e-5)
+
+
+def test_two_processes_train_as_one_does_that_takes_their_parts_in_turn(tmp_path):
+    """By torchrun, through Gloo, with dropout and images; and after a stop in between."""
+    config = recipe(tmp_path / "two", RECIPE.replace("batch = 2", "batch = 4"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vidcore.train"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+    for more in (["--stop-after", "5"], []):
+        run = [*command, "r.toml", "--device", "cpu", *more]
+        subprocess.run(run, cwd=tmp_path / "two", env=environment, check=True, capture_output=True)
+    train(dataclasses.replace(config, micro_batch=2), tmp_path / "one", report=quiet)
+    two, one = (weights.load(tmp_path / name / config.output) for name in ("two", "one"))
+    assert one[1]["steps"] == two[1]["steps"] == 8 and one[0].keys() == two[0].keys()
+    for key, value in one[0].items():
+        torch.testing.assert_close(two[0][key], value, atol=2e-4, rtol=2e-3)
+    curve = (tmp_path / "two" / "out" / "tiny.curve.jsonl").read_text().splitlines()
+    assert len(curve) == 2  # one process writes it, at both ends
+    small = recipe(tmp_path / "small", RECIPE.replace("batch = 2", "batch = 1"))
+    run = [*command, "r.toml", "--device", "cpu"]
+    found = subprocess.run(run, cwd=tmp_path / "small", env=environment, capture_output=True)
+    assert small and found.returncode and b"a batch of 1 clips does not go around 2 processes" in found.stderr
 
 
 def test_images_stay_with_their_clips_in_parts(tmp_path):

@@ -1,4 +1,4 @@
-"""``python -m vidcore.train CONFIG``: run a training recipe; run it again to resume."""
+"""``python -m vidcore.train CONFIG``: run a training recipe; run it again to resume. Under ``torchrun -m`` on many GPUs."""
 
 import argparse
 import os
@@ -9,6 +9,7 @@ import torch
 from .. import weights
 from .config import ConfigError, read_config
 from .loop import train
+from .processes import joined
 
 
 def main() -> None:
@@ -23,8 +24,9 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         config = read_config(arguments.config)
-        train(config, arguments.root, arguments.stop_after, device=arguments.device, workers=arguments.workers)
-    except (ConfigError, weights.WeightsError, FloatingPointError) as error:
+        with joined(arguments.device) as device:
+            train(config, arguments.root, arguments.stop_after, device=device, workers=arguments.workers)
+    except (ConfigError, weights.WeightsError, FloatingPointError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit("stopped; run the same command again to go on from the last save") from None

@@ -1,5 +1,6 @@
 """The training loop, flat from recipe to exported model."""
 
+import contextlib
 import json
 import math
 import time
@@ -16,13 +17,14 @@ from ..text import Vocabulary
 from .config import TrainConfig
 from .data import batches
 from .lamb import LAMB
+from .processes import Objective, own_parts, rank_and_count, shared, summed, wait
 from .state import EMA, load_state, save_state
 from .systems import SYSTEMS
 
 
-def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """All randomness of one step on the model's side, a function of (seed, rank, step) so that resuming needs no thought."""
-    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{rank}/{step}".encode()))
+def step_generator(seed: int, step: int, part: int = 0) -> torch.Generator:
+    """All randomness of one step on the model's side, a function of (seed, part, step) so that resuming needs no thought."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{part}/{step}".encode()))
 
 
 def train(
@@ -34,7 +36,7 @@ def train(
     workers: int = 0,
     system=None,
 ) -> float:
-    """Run a recipe, resuming where an earlier run of it stopped.
+    """Run a recipe, resuming where an earlier run of it stopped; with all processes that torchrun started.
 
     Args:
         config: the recipe.
@@ -50,6 +52,7 @@ def train(
 
     Raises:
         FloatingPointError: if the loss is not finite; nothing after the last good save is kept.
+        ValueError: if there are more processes than clips in a batch.
         weights.WeightsError: if a file to resume or start from does not fit the recipe, nor can grow to.
     """
     output = root / config.output
@@ -69,7 +72,8 @@ def train(
     kind = LAMB if config.optimiser == "lamb" else partial(torch.optim.AdamW, fused=True)
     optimiser = kind(module.parameters(), lr=1.0, betas=(0.9, config.beta2), weight_decay=config.weight_decay)
     done = load_state(state_path, module, ema, optimiser)["step"] if state_path.exists() else 0
-    if done:
+    objective, (rank, count) = shared(Objective(module, system, config)), rank_and_count()
+    if done and rank == 0:
         report(f"resuming after step {done}")
 
     def save(step: int) -> None:
@@ -83,19 +87,20 @@ def train(
     loss_value = math.nan
     for step, batch in enumerate(batches(config, vocabulary, done, last, workers), start=done):
         (phase, lr), batch = config.at(step), batch.to(device)
-        torch.manual_seed(zlib.crc32(f"dropout/{config.seed}/{step}".encode()))
-        generator = step_generator(config.seed, step)
         optimiser.zero_grad(set_to_none=True)
-        loss_value = 0.0
-        for part in batch.split(config.micro_batch):
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-                loss = system.loss(module, part, config, phase, generator) * (len(part.clips) / len(batch.clips))
+        loss_value, parts = 0.0, own_parts(batch, config.micro_batch)
+        for number, part in parts:
+            torch.manual_seed(zlib.crc32(f"dropout/{config.seed}/{step}{f'/{number}' if number else ''}".encode()))
+            together = count == 1 or part is parts[-1][1]  # gradients are shared once a step
+            with contextlib.nullcontext() if together else objective.no_sync():
+                with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+                    loss = objective(part, phase, step_generator(config.seed, step, number))
+                loss = loss * (len(part.clips) / len(batch.clips))
+                (loss * count).backward()  # what is shared is the mean
             loss_value += float(loss.detach())
-            if not math.isfinite(loss_value):
-                raise FloatingPointError(
-                    f"the loss is {loss_value} at step {step}; try a lower learning rate (now {lr:.2g})"
-                )
-            loss.backward()
+        loss_value = summed(loss_value, device)
+        if not math.isfinite(loss_value):
+            raise FloatingPointError(f"the loss is {loss_value} at step {step}; try a lower learning rate (now {lr:.2g})")
         nn.utils.clip_grad_norm_(module.parameters(), config.clip)
         for group in optimiser.param_groups:
             group["lr"] = lr
@@ -103,11 +108,13 @@ def train(
         ema.update(module, step)
 
         running = loss_value if running is None else 0.98 * running + 0.02 * loss_value
-        if (step + 1) % 50 == 0 or step + 1 == last:
+        if rank == 0 and ((step + 1) % 50 == 0 or step + 1 == last):
             pace = (time.monotonic() - started) / (step + 1 - first)
             report(f"step {step + 1}/{config.steps}  loss {running:.4f}  lr {lr:.2g}  {pace:.2f} s/step")
             with open(curve_path, "a", encoding="utf-8") as curve:
                 curve.write(json.dumps({"step": step + 1, "loss": round(running, 5), "lr": lr}) + "\n")
         if (step + 1) % config.save_every == 0 or step + 1 == last:
-            save(step + 1)
+            if rank == 0:
+                save(step + 1)
+            wait()
     return loss_value

@@ -1,0 +1,92 @@
+"""One process, or as many as ``torchrun`` starts on one machine or many."""
+
+import contextlib
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .config import Phase, TrainConfig
+from .data import Batch
+
+
+@contextlib.contextmanager
+def joined(device: str):
+    """Inside, this process is one of those that torchrun started; without torchrun there is no process group at all.
+
+    Args:
+        device: "cpu" or "cuda".
+
+    Yields:
+        The device of this process: with GPUs, one each.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield torch.device(device)
+        return
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield torch.device(device)
+    finally:
+        dist.destroy_process_group()
+
+
+def rank_and_count() -> tuple[int, int]:
+    """Which process this is, and of how many."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def own_parts(batch: Batch, micro_batch: int) -> list[tuple[int, Batch]]:
+    """This process's share of a batch in parts that go through the network at once, each with its number.
+
+    Two processes with a part each have the same parts, by the same numbers, as one that takes them one after the other.
+
+    Raises:
+        ValueError: if there are more processes than clips.
+    """
+    rank, count = rank_and_count()
+    shares = batch.split(-(-len(batch.clips) // count))
+    if len(shares) < count:
+        raise ValueError(
+            f"a batch of {len(batch.clips)} clips does not go around {count} processes; please raise 'batch' in the recipe"
+        )
+    before = sum(len(share.split(micro_batch)) for share in shares[:rank])
+    return list(enumerate(shares[rank].split(micro_batch), start=before))
+
+
+def summed(value: float, device: torch.device) -> float:
+    """The sum over all processes of a number that each has."""
+    if rank_and_count()[1] == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return float(total)
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if rank_and_count()[1] > 1:
+        dist.barrier()
+
+
+class Objective(nn.Module):
+    """The loss of a system as a module, so that several processes can share its gradients."""
+
+    def __init__(self, module: nn.Module, system, config: TrainConfig):
+        super().__init__()
+        self.module, self.system, self.config = module, system, config
+
+    def forward(self, part: Batch, phase: Phase, generator: torch.Generator) -> Tensor:
+        return self.system.loss(self.module, part, self.config, phase, generator)
+
+
+def shared(objective: Objective) -> nn.Module:
+    """The objective itself for one process; for several one whose gradients are the mean over all."""
+    if rank_and_count()[1] == 1:
+        return objective
+    # A batch of pictures alone, or one without captions, leaves parts of a network out.
+    return DistributedDataParallel(objective, find_unused_parameters=True, broadcast_buffers=False)
