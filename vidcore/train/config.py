@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.shapes import VOCABULARY
 from ..data.shapes.scene import BACKGROUNDS, MOTIONS, SHAPES, SIZES, visible_motions
 from .systems import SYSTEMS
 
@@ -74,6 +75,19 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Data:
+    """A folder of videos to train on, in place of the procedural shapes (`vidcore.data.folder`).
+
+    Args:
+        folder: relative to the run's root; videos and pictures, with captions.
+        rate: frames per second to train at; 0 takes each video's own frames.
+    """
+
+    folder: str
+    rate: float = 0.0
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A whole run.
 
@@ -97,6 +111,9 @@ class TrainConfig:
         save_every: steps between saves.
         text_width, text_layers, text_length: of the text encoder trained along.
         model: the network's sizes, the config of that system.
+        data: what to train on, if not the shapes. Of a `Phase`, ``rates`` then divides the time between frames, and what
+            tells shapes means nothing.
+        words: that the text encoder knows; those of the captions where there is ``data``.
         phases: what to train on, in order.
     """
 
@@ -117,6 +134,8 @@ class TrainConfig:
     contrast: float = 0.0
     attention_loss: float = 0.0
     queue: int = 256
+    data: Data | None = None
+    words: tuple[str, ...] = VOCABULARY
     micro_batch: int = 0
     save_every: int = 200
     text_width: int = 128
@@ -128,6 +147,17 @@ class TrainConfig:
     @property
     def steps(self) -> int:
         return sum(phase.steps for phase in self.phases)
+
+    def clips_before(self, step: int) -> int:
+        """How many clips the steps before ``step`` take."""
+        total, first = 0, 0
+        for phase in self.phases:
+            steps = min(phase.steps, max(0, step - first))
+            kinds = phase.turns or (phase,)
+            rounds, rest = divmod(steps, len(kinds))
+            total += rounds * sum(kind.batch for kind in kinds) + sum(kind.batch for kind in kinds[:rest])
+            first += phase.steps
+        return total
 
     def at(self, step: int) -> tuple[Phase, float]:
         """The kind of batch of ``step`` (counted from 0) and its learning rate, warm-up included."""
@@ -230,4 +260,14 @@ def read_config(path: str | Path, more: dict | None = None) -> TrainConfig:
         raise ConfigError(f"contrast and attention_loss are for the system 'vdm'; this recipe's is {system!r}")
     if table.get("optimiser", "adamw") not in OPTIMISERS:
         raise ConfigError(f"recipe.optimiser must be one of {', '.join(OPTIMISERS)}; got {table['optimiser']!r}")
+    if "words" in table:
+        raise ConfigError("recipe.words is not for recipes: they are those of the captions")
+    if "data" in table:
+        data = _build(Data, table["data"], "data")
+        sizes = {kind.size for phase in phases for kind in (phase, *phase.turns)}
+        if len(sizes) > 1:
+            raise ConfigError(f"with a folder of videos all phases have one size; got {sorted(sizes)}")
+        if not data.rate and any(kind.rates != (1.0,) for phase in phases for kind in (phase, *phase.turns)):
+            raise ConfigError("rates need data.rate, the frame rate that they divide")
+        table = {**table, "data": data}
     return _build(TrainConfig, {**table, "model": model, "phases": phases}, "recipe")

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.folder import DataError, Item, frame_numbers, in_order, scan, words_in
 from ..data.shapes import REPEATING, caption, random_scene, render
 from ..text import Vocabulary
 from .config import Phase, TrainConfig
@@ -79,18 +81,87 @@ def shapes_batch(phase: Phase, vocabulary: Vocabulary, seed: int, step: int, ran
     )
 
 
+@dataclass(frozen=True)
+class Folder:
+    """A folder of videos as batches.
+
+    Args:
+        videos, pictures: of `folder.scan`.
+        rate: frames per second; 0 for each video's own.
+    """
+
+    videos: list[Item]
+    pictures: list[Item]
+    rate: float
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Of all captions."""
+        return tuple(sorted({word for item in (*self.videos, *self.pictures) for word in words_in(item.caption)}))
+
+    def batch(self, phase: Phase, vocabulary: Vocabulary, seed: int, step: int, first: int) -> Batch:
+        """The batch of a step, from draw ``first`` of the videos on; pictures, or frames of other videos, go beside them."""
+        rng, clips, tokens, image_tokens, intervals = np.random.default_rng((seed, step)), [], [], [], []
+        for number in in_order(len(self.videos), first, phase.batch, seed):
+            item = self.videos[number]
+            interval = float(rng.choice(phase.rates)) / (self.rate or item.rate)
+            frames = item.read(frame_numbers(item, phase.frames, interval, rng))
+            others = self.pictures or self.videos
+            stills = [others[i] for i in rng.integers(len(others), size=phase.images)]
+            pictures = [still.read([int(rng.integers(still.frames))]) for still in stills]
+            clips.append(torch.cat([frames, *pictures]))
+            tokens.append(vocabulary.encode(item.caption))
+            image_tokens.append([vocabulary.encode(still.caption) for still in stills])
+            intervals.append(interval if phase.frames > 1 else 0.0)
+        return Batch(
+            torch.stack(clips).permute(0, 4, 1, 2, 3).float().contiguous() / 127.5 - 1,
+            torch.tensor(tokens),
+            torch.tensor(image_tokens) if phase.images else None,
+            torch.tensor(intervals),
+        )
+
+
+def open_folder(config: TrainConfig, root: Path, report=print) -> Folder:
+    """The recipe's folder, every file of which is looked at. Raises `folder.DataError` if it cannot be trained on."""
+    kinds = [kind for phase in config.phases for kind in (phase, *phase.turns)]
+    # At the videos' own rates no length in seconds is known beforehand: their frames are counted below.
+    shortest = max((kind.frames - 1) * max(kind.rates) / config.data.rate if config.data.rate else 0.0 for kind in kinds)
+    cache = (root / config.output).parent / "video_cache"
+    videos, pictures = scan(root / config.data.folder, cache, kinds[0].size, shortest, report)
+    longest = max(kind.frames for kind in kinds)
+
+    def serves(item: Item) -> bool:
+        words, few = len(words_in(item.caption)), not config.data.rate and 0 < item.rate and item.frames < longest
+        if few:
+            report(f"left out: {item.name} has {item.frames} frames, and training takes {longest}.")
+        elif words > config.text_length:
+            report(f"left out: the caption of {item.name} has {words} words; text_length is {config.text_length}.")
+        return not few and words <= config.text_length
+
+    videos, pictures = ([item for item in items if serves(item)] for items in (videos, pictures))
+    if not videos:
+        raise DataError(f"{root / config.data.folder} has no video of {longest} frames or more with a caption that fits")
+    return Folder(videos, pictures, config.data.rate)
+
+
 @dataclass
 class _Steps(Dataset):
     """The batch of each step of a recipe, by the step's number."""
 
     config: TrainConfig
     vocabulary: Vocabulary
+    folder: Folder | None
 
     def __getitem__(self, step: int) -> Batch:
         phase, _ = self.config.at(step)
-        return shapes_batch(phase, self.vocabulary, self.config.seed, step)
+        if self.folder is None:
+            return shapes_batch(phase, self.vocabulary, self.config.seed, step)
+        return self.folder.batch(phase, self.vocabulary, self.config.seed, step, self.config.clips_before(step))
 
 
-def batches(config: TrainConfig, vocabulary: Vocabulary, first: int, last: int, workers: int) -> Iterable[Batch]:
+def batches(
+    config: TrainConfig, vocabulary: Vocabulary, first: int, last: int, workers: int, folder: Folder | None = None
+) -> Iterable[Batch]:
     """The batches of steps ``first`` to ``last - 1``, in order, drawn ahead by so many processes, or by none."""
-    return DataLoader(_Steps(config, vocabulary), batch_size=None, sampler=range(first, last), num_workers=workers)
+    steps = _Steps(config, vocabulary, folder)
+    return DataLoader(steps, batch_size=None, sampler=range(first, last), num_workers=workers)

@@ -5,6 +5,7 @@ import json
 import math
 import time
 import zlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +13,9 @@ import torch
 from torch import nn
 
 from .. import weights
-from ..data.shapes import VOCABULARY
 from ..text import Vocabulary
 from .config import TrainConfig
-from .data import batches
+from .data import batches, open_folder
 from .lamb import LAMB
 from .processes import Objective, own_parts, rank_and_count, shared, summed, wait
 from .state import EMA, load_state, save_state
@@ -52,6 +52,7 @@ def train(
 
     Raises:
         FloatingPointError: if the loss is not finite; nothing after the last good save is kept.
+        folder.DataError: if the recipe's folder cannot be trained on.
         ValueError: if there are more processes than clips in a batch.
         weights.WeightsError: if a file to resume or start from does not fit the recipe, nor can grow to.
     """
@@ -60,7 +61,10 @@ def train(
     state_path = output.with_suffix(".state")
     curve_path = output.with_suffix(".curve.jsonl")
     system = system or SYSTEMS[config.system]
-    vocabulary = Vocabulary(VOCABULARY, config.text_length)
+    folder = open_folder(config, root, report) if config.data else None
+    if folder is not None:
+        config = replace(config, words=folder.words)
+    vocabulary = Vocabulary(config.words, config.text_length)
 
     torch.manual_seed(config.seed)
     module = system.build(config, root)
@@ -85,7 +89,7 @@ def train(
 
     last, started, first, running = min(stop_after or config.steps, config.steps), time.monotonic(), done, None
     loss_value = math.nan
-    for step, batch in enumerate(batches(config, vocabulary, done, last, workers), start=done):
+    for step, batch in enumerate(batches(config, vocabulary, done, last, workers, folder), start=done):
         (phase, lr), batch = config.at(step), batch.to(device)
         optimiser.zero_grad(set_to_none=True)
         loss_value, parts = 0.0, own_parts(batch, config.micro_batch)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from .. import weights
 from ..codec import content_motion
 from ..codec.content_motion import ContentMotionCodec, ContentMotionConfig, load_codec, reconstruction_loss
-from ..data.shapes import VOCABULARY
 from ..systems.cmd import MotionConfig, MotionDiT, motion_loss
 from ..systems.cmd import checkpoint as cmd
 from ..systems.harivo import ClipLosses
@@ -195,7 +194,7 @@ class Snap:
 
 
 def _words(config) -> TextConfig:
-    return TextConfig(VOCABULARY, config.text_length, config.text_width, config.text_layers)
+    return TextConfig(config.words, config.text_length, config.text_width, config.text_layers)
 
 
 SYSTEMS = {vdm.SYSTEM: VDM, content_motion.SYSTEM: ContentMotion, cmd.SYSTEM: CMD, snap.SYSTEM: Snap}

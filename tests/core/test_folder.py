@@ -1,0 +1,209 @@
+"""A folder of real videos, from nothing to a checkpoint that loads: several codecs, rates and sizes, some files broken."""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vidcore import weights
+from vidcore.data.folder import DataError, cut, frame_numbers, in_order, scan
+from vidcore.data.shapes import Scene, Thing, render
+from vidcore.systems.vdm.checkpoint import load_vdm
+from vidcore.text import Vocabulary
+from vidcore.train.config import ConfigError, read_config
+from vidcore.train.data import batches, open_folder
+from vidcore.train.loop import train
+
+RECIPE = """
+output = "out/mine.safetensors"
+seed = 3
+warmup = 2
+save_every = 2
+text_width = 16
+text_layers = 1
+
+[data]
+folder = "videos"
+rate = 8
+
+[model]
+frames = 4
+size = 16
+channels = 8
+multipliers = [1, 2]
+blocks = 1
+attention_sizes = [8]
+head_width = 8
+embedding = 32
+embedding_layers = 2
+context = 16
+
+[[phase]]
+steps = 6
+batch = 2
+frames = 4
+size = 16
+images = 1
+rates = [1.0, 0.5]
+"""
+
+
+def encode(path: Path, codec: str, rate: int, height: int, width: int, frames: int, thing: Thing) -> None:
+    """A clip of the shapes in a container and codec."""
+    pixels = (255 * render(Scene((thing,), "black"), frames, max(height, width))[:, :height, :width]).astype(np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for frame in pixels:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """The root of a run with its folder."""
+    root = tmp_path_factory.mktemp("run")
+    folder = root / "videos"
+    (folder / "more").mkdir(parents=True)
+    red = Thing("circle", "red", "large", "left")
+    encode(folder / "a.mp4", "libx264", 8, 32, 32, 8, red)
+    encode(folder / "b.avi", "mpeg4", 24, 48, 64, 30, Thing("ring", "green", "large", "up"))
+    encode(folder / "more" / "c.webm", "libvpx-vp9", 12, 64, 36, 14, Thing("square", "blue", "large", "down"))
+    encode(folder / "short.mp4", "libx264", 8, 32, 32, 2, red)
+    encode(folder / "silent.mp4", "libx264", 8, 32, 32, 8, red)
+    (folder / "cut.mp4").write_bytes((folder / "a.mp4").read_bytes()[:900])
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "words.mp4").write_text("not a video")
+    with av.open(str(folder / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        sound.rate = 16000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    Image.fromarray(np.full((20, 30, 3), 200, np.uint8)).save(folder / "d.png")
+    (folder / "a.txt").write_text("A red circle moves left.")
+    for name in ("cut", "empty", "words", "sound", "short", "d"):
+        (folder / f"{name}.txt").write_text("something pale")
+    (folder / "list.jsonl").write_text(json.dumps({"file": "b.avi", "caption": "A green ring, rising"}) + "\n")
+    (folder / "list.csv").write_text("videoid,contentUrl,duration,page_dir,name\nc,https://x,1,p,a blue square falls\n")
+    (root / "r.toml").write_text(RECIPE)
+    return root
+
+
+def quiet(_):
+    pass
+
+
+def test_what_can_serve_is_kept_and_the_rest_is_named_with_the_reason(videos, tmp_path):
+    said = []
+    found, pictures = scan(videos / "videos", tmp_path, 16, 0.4, said.append)
+    assert [(i.name, i.frames, round(i.rate), i.caption) for i in found] == [
+        ("a.mp4", 8, 8, "A red circle moves left."), ("b.avi", 30, 24, "A green ring, rising"),
+        ("c.webm", 14, 12, "a blue square falls"),
+    ]  # fmt: skip
+    assert [(i.name, i.frames, i.rate) for i in pictures] == [("d.png", 1, 0.0)]
+    assert len(said) == 6 and all(line.startswith("left out: ") for line in said)
+    for name, why in (
+        ("cut.mp4", "cannot be decoded"), ("empty.mp4", "cannot be decoded"), ("words.mp4", "cannot be decoded"),
+        ("sound.mp4", "no video stream"), ("short.mp4", "lasts 0.25 s"), ("silent.mp4", "no caption"),
+    ):  # fmt: skip
+        assert sum(name in line and why in line for line in said) == 1, (name, said)
+    # Kept under what is in it: a renamed file is not decoded again.
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    (videos / "videos" / "b.avi").rename(videos / "videos" / "b2.avi")
+    try:
+        again, _ = scan(videos / "videos", tmp_path, 16, 0.4, quiet)
+    finally:
+        (videos / "videos" / "b2.avi").rename(videos / "videos" / "b.avi")
+    assert [i.name for i in again] == ["a.mp4", "c.webm"]  # the list has no caption for the new name
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
+    with pytest.raises(DataError, match="there is no folder"):
+        scan(videos / "none", tmp_path, 16, 0.4)
+    with pytest.raises(DataError, match="has no usable video"):
+        scan(videos / "videos" / "more", tmp_path, 16, 60, quiet)
+
+
+def test_frames_are_scaled_and_the_middle_is_cut_out():
+    wide = torch.zeros(2, 8, 16, 3, dtype=torch.uint8)
+    wide[:, :, 4:12] = 200
+    assert torch.equal(cut(wide, 8), torch.full((2, 8, 8, 3), 200, dtype=torch.uint8))
+    assert cut(torch.zeros(1, 9, 7, 3, dtype=torch.uint8), 16).shape == (1, 16, 16, 3)
+
+
+def test_every_video_comes_once_in_a_round():
+    draws = [i for first in range(0, 30, 3) for i in in_order(5, first, 3, seed=1)]
+    assert all(sorted(draws[i : i + 5]) == [0, 1, 2, 3, 4] for i in range(0, 30, 5))
+    assert draws[:5] != draws[5:10] and draws == in_order(5, 0, 30, seed=1)
+
+
+def test_frame_numbers_keep_the_time_between_frames(videos, tmp_path):
+    item = scan(videos / "videos", tmp_path, 16, 0.4, quiet)[0][1]  # 30 frames at 24 a second
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        numbers = frame_numbers(item, 4, 1 / 8, rng)
+        assert np.diff(numbers).tolist() == [3, 3, 3] and 0 <= numbers[0] and numbers[-1] < 30
+    assert np.diff(frame_numbers(item, 4, 0, rng)).tolist() == [1, 1, 1]
+
+
+def test_batches_hold_the_frames_of_the_file_and_what_it_shows(videos):
+    config = read_config(videos / "r.toml")
+    folder = open_folder(config, videos, quiet)
+    assert "ring" in folder.words and "rising" in folder.words and "pale" in folder.words
+    vocabulary = Vocabulary(folder.words, config.text_length)
+    seen = set()
+    for number, batch in enumerate(batches(config, vocabulary, 0, 6, 0, folder)):
+        assert batch.clips.shape == (2, 3, 5, 16, 16) and batch.clips.abs().max() <= 1
+        for clip, tokens, interval in zip(batch.clips, batch.tokens, batch.interval):
+            caption = " ".join(folder.words[t - 1] for t in tokens if t)
+            seen.add(caption)
+            brightest = int(clip[:, :4].amax(dim=(1, 2, 3)).argmax())
+            assert ("red", "green", "blue")[brightest] in caption and float(interval) in (1 / 8, 1 / 16)
+        again = list(batches(config, vocabulary, number, number + 1, 0, folder))[0]
+        assert torch.equal(again.clips, batch.clips) and torch.equal(again.image_tokens, batch.image_tokens)
+    assert len(seen) == 3
+
+
+def test_a_run_on_the_folder_resumes_to_the_same_bits_and_loads(videos, tmp_path):
+    config, made = read_config(videos / "r.toml"), []
+    for name, stops in (("whole", (None,)), ("parts", (1, 4, None))):
+        run = tmp_path / name
+        run.mkdir()
+        (run / "videos").symlink_to(videos / "videos")
+        said = []
+        for stop in stops:
+            train(config, run, stop_after=stop, report=said.append)
+        assert sum(line.startswith("left out: ") for line in said) == 6 * len(stops)
+        made.append(weights.load(run / config.output)[0])
+    assert all(torch.equal(made[0][key], made[1][key]) for key in made[0])
+    _, text = load_vdm(tmp_path / "whole" / config.output)
+    assert text.config.words == open_folder(config, videos, quiet).words
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("rate = 8", "speed = 8", "data has no entry 'speed'"),
+        ("rate = 8", "", "rates need data.rate"),
+        ("[data]", 'words = ["a"]\n[data]', "words is not for recipes"),
+        ("[[phase]]", "[[phase]]\nsteps = 1\nbatch = 1\nframes = 4\nsize = 32\n[[phase]]", "all phases have one size"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(tmp_path, old, new, message):
+    (tmp_path / "r.toml").write_text(RECIPE.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=message):
+        read_config(tmp_path / "r.toml")
+
+
+def test_captions_and_lengths_that_do_not_fit_are_named(videos, tmp_path):
+    text = RECIPE.replace("rate = 8", "").replace("rates = [1.0, 0.5]", "").replace("seed = 3", "seed = 3\ntext_length = 3")
+    (tmp_path / "r.toml").write_text(text.replace("frames = 4", "frames = 9"))
+    (tmp_path / "videos").symlink_to(videos / "videos")
+    said = []
+    with pytest.raises(DataError, match="no video of 9 frames or more with a caption that fits"):
+        open_folder(read_config(tmp_path / "r.toml"), tmp_path, said.append)
+    assert any("a.mp4 has 8 frames, and training takes 9" in line for line in said)
+    assert any("the caption of b.avi has 4 words; text_length is 3" in line for line in said)

@@ -1,0 +1,166 @@
+"""A folder of real videos and pictures with captions, as training data.
+
+Every file is decoded once, at the size that training takes; what comes of it is kept beside the model under a hash of the
+file's content, so that a file that moves or is renamed is not decoded again. Files that cannot serve are named, with the
+reason, and left out: a run never stops for one, nor puts another in its place.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..video import VideoError, probe, read_frames
+
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".m4v")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FASTEST = 1000  # frames per second; files that state more state nonsense
+
+
+class DataError(ValueError):
+    """A folder cannot be trained on; the message says why."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A usable file: its frames at the size of training, and what it shows.
+
+    Args:
+        name: of the file.
+        caption: lower or upper case, any punctuation.
+        frames: their number; 1 for a picture.
+        rate: frames per second; 0 for a picture.
+        kept: the safetensors file with ``frames``, uint8 T H W 3.
+    """
+
+    name: str
+    caption: str
+    frames: int
+    rate: float
+    kept: Path
+
+    def read(self, indices: Iterable[int]) -> Tensor:
+        """Frames by number, uint8 T H W 3."""
+        with safe_open(self.kept, framework="pt") as file:
+            part = file.get_slice("frames")
+            return torch.cat([part[i : i + 1] for i in indices])
+
+
+def captions_in(folder: Path) -> dict[str, str]:
+    """What lists in the folder say of files, by file name or by name without ending.
+
+    JSON lines with ``file`` and ``caption`` (or ``text``), and CSV with ``videoid`` and ``name``, as WebVid's lists are, or
+    with ``file`` and ``caption``.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in filter(None, path.read_text(encoding="utf-8").splitlines()):
+            row = json.loads(line)
+            found[str(row.get("file", ""))] = str(row.get("caption", row.get("text", "")))
+    for path in sorted(folder.glob("*.csv")):
+        with open(path, encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                key, text = row.get("file") or row.get("videoid"), row.get("caption") or row.get("name")
+                if key and text:
+                    found[key] = text
+    return found
+
+
+def scan(
+    folder: Path, cache: Path, size: int, shortest: float, report: Callable[[str], None] = print
+) -> tuple[list[Item], list[Item]]:
+    """The usable videos and pictures of a folder, decoded and kept.
+
+    Args:
+        folder: with videos and pictures, and beside each a ``.txt`` with its caption, or lists (`captions_in`).
+        cache: folder for what is kept.
+        size: height and width to scale and cut to.
+        shortest: seconds that a video must last at least.
+        report: called with a line for every file that is left out.
+
+    Raises:
+        DataError: if there is no such folder, or no usable video in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}")
+    cache.mkdir(parents=True, exist_ok=True)
+    listed, found = captions_in(folder), {VIDEOS: [], PICTURES: []}
+    for path in sorted(folder.rglob("*")):
+        kind = next((kind for kind in found if path.suffix.lower() in kind), None)
+        if kind is None:
+            continue
+        try:
+            item = _keep(path, cache, size, listed)
+            if kind is VIDEOS and item.frames < shortest * item.rate:
+                raise VideoError(f"{path.name} lasts {item.frames / item.rate:.2f} s, and training takes {shortest:.2f} s.")
+            found[kind].append(item)
+        except (VideoError, UnicodeDecodeError) as error:
+            report(f"left out: {error}")
+    if not found[VIDEOS]:
+        raise DataError(f"{folder} has no usable video; it takes {', '.join(VIDEOS)}, {shortest:.2f} s long or longer")
+    return found[VIDEOS], found[PICTURES]
+
+
+def _keep(path: Path, cache: Path, size: int, listed: dict[str, str]) -> Item:
+    """A file's `Item`, decoded unless it was before. Raises `VideoError` if it cannot serve."""
+    beside = path.with_suffix(".txt")
+    text = beside.read_text(encoding="utf-8").strip() if beside.is_file() else listed.get(path.name, listed.get(path.stem))
+    if not text:
+        raise VideoError(f"{path.name} has no caption, neither in {beside.name} nor in a list.")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:24]
+    kept = cache / f"{digest}-{size}.safetensors"
+    if not kept.exists():
+        info = probe(path)
+        rate = 0.0 if path.suffix.lower() in PICTURES else float(info.rate)
+        if rate > FASTEST or (rate <= 0 and path.suffix.lower() in VIDEOS):
+            raise VideoError(f"{path.name} states {rate:.0f} frames per second.")
+        frames = read_frames(path) if rate else read_frames(path, [0])
+        part = kept.with_suffix(".part")
+        save_file({"frames": cut(frames, size)}, part, {"rate": repr(rate)})
+        os.replace(part, kept)
+    with safe_open(kept, framework="pt") as file:
+        return Item(path.name, text, file.get_slice("frames").get_shape()[0], float(file.metadata()["rate"]), kept)
+
+
+def cut(frames: Tensor, size: int) -> Tensor:
+    """uint8 T H W 3 scaled until the shorter side is ``size``, and the middle of the longer one; uint8 T size size 3."""
+    height, width = frames.shape[1:3]
+    factor = size / min(height, width)
+    shape = max(size, round(height * factor)), max(size, round(width * factor))
+    parts = []
+    for part in frames.split(64):
+        x = F.interpolate(part.movedim(-1, 1).float(), shape, mode="bilinear", antialias=True, align_corners=False)
+        top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+        parts.append(x[:, :, top : top + size, left : left + size].round().clamp(0, 255).byte().movedim(1, -1))
+    return torch.cat(parts).contiguous()
+
+
+def words_in(caption: str) -> list[str]:
+    """As `vidcore.text.Vocabulary` reads them."""
+    return re.findall(r"[^\W_]+", caption.lower())
+
+
+def in_order(count: int, first: int, number: int, seed: int) -> list[int]:
+    """Which of ``count`` items draws ``first`` to ``first + number - 1`` are: each once in every round, in random order."""
+    rounds = {(first + i) // count for i in range(number)}
+    orders = {r: np.random.default_rng((seed, r)).permutation(count) for r in rounds}
+    return [int(orders[(first + i) // count][(first + i) % count]) for i in range(number)]
+
+
+def frame_numbers(item: Item, frames: int, interval: float, rng: np.random.Generator) -> list[int]:
+    """``frames`` frame numbers ``interval`` seconds apart (0: successive ones), from a random place on."""
+    stride = interval * item.rate if interval else 1.0
+    room = item.frames - 1 - (frames - 1) * stride
+    start = rng.uniform(0, max(room, 0.0))
+    return [min(item.frames - 1, round(start + i * stride)) for i in range(frames)]
