@@ -12,7 +12,8 @@ import argparse
 import dataclasses
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -93,13 +94,15 @@ class Base:
         places = [p.attn1.to_k.weight.flatten() for _, p in self.transformers()]
         return torch.cat([w[torch.linspace(0, w.numel() - 1, 16, dtype=torch.float64).long()] for w in places]).detach()
 
-    def denoise(self, z: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def denoise(self, z: torch.Tensor, t: torch.Tensor, context: torch.Tensor, strength: float = 1.0) -> torch.Tensor:
         """Clips B 3 T H W with noise of times t (shape B): the x-hat that the image model and the module make of them."""
+        for _, part in self.transformers():
+            part.forward = replace(part.forward, strength=strength)
         batch, frames = len(z), z.shape[2]
         level = alpha_sigma(self.config.schedule.log_snr(t.double()).float())[1]
         x = F.pixel_unshuffle(rearrange(z, "b c t h w -> (b t) c h w"), self.config.patch)
         context = context.repeat_interleave(frames, dim=0)
-        x, context = moved_input(self.module, x, context, level, frames)
+        x, context = moved_input(self.module, x, context, level, frames, strength)
         options = {"cond_or_uncond": [0] * batch}
         times = 1000 * t.float().repeat_interleave(frames)
         out = F.pixel_shuffle(self.net(x, times, context, transformer_options=options), self.config.patch)
@@ -147,12 +150,14 @@ def export(whole: Path, output: Path, base: Base) -> None:
 
 
 @torch.no_grad()
-def score(comfyui: Path, path: Path, image: Path, prompts: int, sizes: tuple[str, ...], seed=2024, batch=10) -> dict:
+def score(
+    comfyui: Path, path: Path, image: Path, prompts: int, sizes: tuple[str, ...], alone: bool, seed=2024, batch=10
+) -> dict:
     """The share of clips that show what their prompts say, and how steady they are. 20 DDIM steps, guidance scale 3.
 
-    Flicker is the mean over clips and successive frames of how much the background's colour changes; drift how much the
-    thing's colour changes from the first frame to the last; both in units of the range of pixels. "identity" is the share of
-    clips in whose first and last frames the tracker sees the same shape and colour.
+    "identity" is the share of clips whose first and last frames both have the shape and colour asked for; "flicker" the mean
+    over clips and successive frames of how much a corner's colour changes, in units of the range of pixels. ``alone`` leaves
+    the module out.
     """
     module, _, info = checkpoint.load_motion(path)
     base = Base(comfyui, image)
@@ -164,7 +169,7 @@ def score(comfyui: Path, path: Path, image: Path, prompts: int, sizes: tuple[str
         asked = [random_scene(rng, held_out=True, sizes=sizes) for _ in range(min(batch, prompts - number))]
         context = base.text(torch.tensor([vocabulary.encode(caption(scene)) for scene in asked]))
         shape = (len(asked), 3, module.config.frames, 32, 32)
-        guided = with_cfg(base.denoise, 3.0)
+        guided = with_cfg(partial(base.denoise, strength=0.0 if alone else 1.0), 3.0)
         made = sample_clip(guided, base.config.schedule, shape, 20, ddim_step, number // batch, context=context)
         for clip, scene in zip((made.clamp(-1, 1) / 2 + 0.5).permute(0, 2, 3, 4, 1).numpy(), asked):
             found = agreement(clip, scene)
@@ -184,6 +189,7 @@ if __name__ == "__main__":
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--stop-after", type=int, help="stop and save once this many steps are done in total")
     parser.add_argument("--score", type=int, metavar="PROMPTS", help="judge the trained module on so many prompts instead")
+    parser.add_argument("--alone", action="store_true", help="for --score: the image model without the module")
     parser.add_argument("--sizes", default="large", help="for --score: sizes of things, such as small,,large")
     arguments = parser.parse_args()
     sys.argv[1:] = []  # the host reads them too
@@ -193,7 +199,7 @@ if __name__ == "__main__":
     whole = output.with_suffix(".whole.safetensors")
     if arguments.score:
         kinds = tuple(arguments.sizes.split(","))
-        print(json.dumps(score(arguments.comfyui, output, Path(recipe.text_from), arguments.score, kinds)))
+        print(json.dumps(score(arguments.comfyui, output, Path(recipe.text_from), arguments.score, kinds, arguments.alone)))
     else:
         train(dataclasses.replace(recipe, output=str(whole)), Path("."), arguments.stop_after, system=system)
         export(whole, output, system.base)
