@@ -172,16 +172,6 @@ def test_text_becomes_a_content_frame_and_then_a_clip(server, tools, output):
     assert all(found.values()), f"{found}: {observe(clip)}"
 
 
-def test_a_frozen_image_model_moves(server, tools, output):
-    clip = clip_of(render(server, tools, output, "harivo_text_to_video"))
-    found = agreement(clip, Scene((Thing("circle", "red", "large", "left"),), "dark blue"))
-    assert all(found.values()), f"{found}: {observe(clip)}"
-    # The image model alone makes pictures that have nothing to do with one another.
-    alone = clip_of(render(server, tools, output, "harivo_text_to_video", "What makes it move.strength=0"))
-    jumps = [np.linalg.norm(np.diff(observe(c).things[0].path, axis=0), axis=1).max() for c in (clip, alone)]
-    assert jumps[0] < 0.15 < jumps[1]
-
-
 def test_a_motion_module_learns_from_the_clip_before_it(server, tools, output):
     made = render_all(server, tools, output, "harivo_train", "Train Motion Module.steps=20")
     given, moved = (clip_of(made[name]) for name in ("my_motion_given", "my_motion"))
