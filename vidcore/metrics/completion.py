@@ -33,6 +33,7 @@ from ..guide.replace import with_marginal_replacement, with_posterior_replacemen
 from ..sample import ancestral_step, sample_clip
 from ..systems.vdm.checkpoint import load_vdm
 from ..text import Vocabulary
+from . import pixels
 from .record import add_protocol, print_record
 from .tracker import observe
 
@@ -85,7 +86,7 @@ def trajectory_error(made: np.ndarray, truth: np.ndarray, frames: list[int]) -> 
 
 def psnr(made: np.ndarray, truth: np.ndarray, frames: list[int]) -> float:
     """Peak signal-to-noise ratio in dB over ``frames`` of clips T H W 3 in [0, 1]."""
-    return float(-10 * np.log10(np.mean((made[frames] - truth[frames]) ** 2) + 1e-12))
+    return min(120.0, pixels.psnr(torch.from_numpy(made[frames]), torch.from_numpy(truth[frames])))
 
 
 def mean_scores(made: np.ndarray, truth: np.ndarray, frames: list[int]) -> dict[str, float]:
