@@ -1,9 +1,9 @@
 """``python -m vidcore.score``: scores of videos, each printed with the protocol that it was made by.
 
 ``videos MADE TRUE`` compares two folders whose videos have the same names, frame by frame: PSNR, SSIM, flicker.
-``features MADE.safetensors TRUE.safetensors`` compares two sets of features, each a file with ``features`` N D of clips (FVD)
-or pictures (FID), from whatever extractor: Fréchet distance; with ``logits`` N classes in the first one also its inception
-score.
+``features MADE.safetensors TRUE.safetensors`` compares two sets of features, each a file with ``features`` N D of clips
+(FVD) or pictures (FID), from whatever extractor: Fréchet distance; with ``logits`` N classes in the first one also its
+inception score.
 """
 
 import argparse
