@@ -74,7 +74,9 @@ class MappingNetwork(nn.Module):
 
 
 class FrameTokens(nn.Module):
-    """Tokens for each frame of a clip, made of its number and of the text: e_f = W_O (p_f + attention(p_f, text)).
+    """Tokens for each frame, of its number and of the text: u = p_f + attention(p_f, text), e_f = W_O (u + MLP(u)).
+
+    The MLP is there for what neither says alone: where a thing that moves left is in frame 3.
 
     Args:
         context: width of the text's tokens, and of these.
@@ -87,19 +89,22 @@ class FrameTokens(nn.Module):
         self.place = operations.Linear(context, count * context, **factory)
         self.to_k = operations.Linear(context, context, bias=False, **factory)
         self.to_v = operations.Linear(context, context, bias=False, **factory)
+        self.wide = operations.Linear(context, 4 * context, **factory)
+        self.narrow = operations.Linear(4 * context, context, **factory)
         self.out = operations.Linear(context, context, **factory)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
         """Faint tokens that differ from frame to frame."""
-        for layer in (self.place, self.to_k, self.to_v, self.out):
+        for layer in (self.place, self.to_k, self.to_v, self.wide, self.narrow, self.out):
             _uniform(layer, generator)
 
     def forward(self, text: Tensor, frames: int) -> Tensor:
         """text: B L C, one for each clip; (B frames) count C out."""
         numbers = grid_positions((frames,), text.shape[-1], text.device)[0].to(text)
         asked = self.place(numbers).reshape(1, frames * self.count, -1).expand(len(text), -1, -1)
-        tokens = self.out(asked + attention(asked, self.to_k(text), self.to_v(text), 1))
+        both = asked + attention(asked, self.to_k(text), self.to_v(text), 1)
+        tokens = self.out(both + self.narrow(F.gelu(self.wide(F.layer_norm(both, both.shape[-1:])))))
         return rearrange(tokens, "b (t n) c -> (b t) n c", t=frames)
 
 
