@@ -6,21 +6,21 @@ from dataclasses import dataclass
 import comfy.samplers
 import torch
 
-from ..vidcore.systems.harivo import FeatureQueue, MotionModule, ProjectionHead, decoupled_contrastive
+from ..vidcore.systems.harivo import ClipLosses, MotionModule
 from .tune_run import Run, watch
 
 QUEUE = 64  # features of other clips that a clip is held against
 
 
 class Trained(torch.nn.Module):
-    """All that a run trains or has to remember: the module, the head that is thrown away, and the queue."""
+    """All that a run trains or has to remember: the module, and the losses with their head and queue."""
 
-    def __init__(self, module: MotionModule, features: int, seed: int):
+    def __init__(self, module: MotionModule, features: int, contrast: float, attention: float, seed: int):
         super().__init__()
-        self.module, self.queue = module, FeatureQueue(QUEUE, features)
+        self.module = module
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed % 2**63)
-            self.head = ProjectionHead(features)
+            self.losses = ClipLosses(features, contrast, attention, QUEUE)
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,12 @@ class MotionRun(Run):
     Args:
         clips: what to train on.
         length: frames of a step.
-        contrast, regularise: weights of the decoupled contrastive and of the attention loss; 0 leaves one out.
         trained: what trains. The rest is `Run`'s.
     """
 
-    def __init__(self, model, trained: Trained, clips, length, contrast, regularise, *rest):
+    def __init__(self, model, trained: Trained, clips, length, *rest):
         super().__init__(model, trained, torch.zeros(()), *rest)
-        self.trained, self.clips, self.length = trained, clips, length
-        self.contrast, self.regularise = contrast, regularise
-        self.inside: list | None = None
+        self.losses, self.clips, self.length = trained.losses, clips, length
 
     def advance(self, model, denoise, prediction, mean, deviation, levels) -> float:
         base, draw = model.inner_model.inner_model, torch.Generator()
@@ -68,7 +65,6 @@ class MotionRun(Run):
         number = int(torch.randint(len(self.clips), (1,), generator=draw))
         clip = self.clips[number]
         first = int(torch.randint(len(clip.mean) - self.length + 1, (1,), generator=draw))
-        pair = torch.randperm(self.length, generator=draw)[:2]
         model.inner_model.current = number
         latents, deviations = (x[first : first + self.length] for x in (clip.mean, clip.deviation))
         zero = base.process_latent_in(torch.zeros_like(deviations))
@@ -76,18 +72,7 @@ class MotionRun(Run):
         deviations = (base.process_latent_in(deviations) - zero).clone().to(mean)
 
         def more() -> torch.Tensor:
-            own, total = torch.tensor([number]), mean.new_zeros(())
-            if self.contrast:
-                first, second = watched.features[pair]
-                others = self.trained.head(self.trained.queue.negatives(own)[0])
-                total = total + self.contrast * decoupled_contrastive(
-                    self.trained.head(first[None]), self.trained.head(second[None]), others
-                )
-            if self.regularise:
-                total = total + self.regularise * watched.regularised(self.length)
-            return total
+            return self.losses(watched, self.length, draw, clips=torch.tensor([number]))
 
-        with watch(base.diffusion_model, bool(self.regularise)) as watched:
-            loss = self.tuning.advance(denoise, prediction, latents, deviations, levels, more)
-            self.trained.queue.push(watched.features[pair[:1]], torch.tensor([number]))
-        return loss
+        with watch(base.diffusion_model, bool(self.losses.attention)) as watched:
+            return self.tuning.advance(denoise, prediction, latents, deviations, levels, more)

@@ -3,7 +3,6 @@
 import os
 from functools import lru_cache
 
-import comfy.model_management
 import comfy.samplers
 import folder_paths
 import torch
@@ -11,16 +10,16 @@ from comfy_api.latest import io
 
 from ..vidcore import weights
 from ..vidcore.systems.harivo.checkpoint import SYSTEM, from_info, load_motion, to_info
-from ..vidcore.systems.tune_a_video.checkpoint import distance, same_base
+from ..vidcore.systems.tune_a_video.checkpoint import distance
 from .folders import MOTION
-from .guide import out_of_memory, still
+from .guide import still
 from .inflate import fingerprint, layers_patcher
 from .motion import add_motion, motion_config, new_module
 from .motion_clips import Texts, collect
 from .motion_run import ClipsGuider, MotionRun, Trained
 from .sample import check_latent
 from .tune_files import check_room, check_same_run, describe, first_folder, free_path
-from .tune_run import say
+from .tune_run import keeping
 
 NEW = "a new run"
 STATE = ".state.safetensors"
@@ -149,19 +148,14 @@ class TrainMotionModule(io.ComfyNode):
             seed=seed, contrast=contrast, attention_loss=attention_loss,
         )  # fmt: skip
         if state is not None:
-            check_same_run(before, info, continue_from, SAME_RUN)
-            if not same_base(torch.tensor(before["fingerprint"]), base):
-                raise ValueError(
-                    f"{continue_from} was begun on another {info['base']}: their weights differ. Please give the same "
-                    "model, or begin a new run."
-                )
+            check_same_run(before, info, base, continue_from, SAME_RUN)
         with torch.inference_mode(False):
-            trained = Trained(module, model.get_model_object("diffusion_model").middle_block[-1].out_channels, seed)
+            width = model.get_model_object("diffusion_model").middle_block[-1].out_channels
+            trained = Trained(module, width, contrast, attention_loss, seed)
         patcher = layers_patcher(trained)
         run = MotionRun(
-            model, trained, clips, length, contrast, attention_loss, learning_rate, seed, steps, preview_every, memory_saver,
-            cls.hidden.unique_id,
-        )  # fmt: skip
+            model, trained, clips, length, learning_rate, seed, steps, preview_every, memory_saver, cls.hidden.unique_id
+        )
         run.state = state
 
         def save(with_state: bool) -> None:
@@ -174,22 +168,10 @@ class TrainMotionModule(io.ComfyNode):
         guider = ClipsGuider(add_motion(still(model), module, patcher))
         guider.set_texts([c.positive for c in clips])
         first = clips[0].mean[:length]
-        try:
+        with keeping(run, save, path, cls.hidden.unique_id, "give a smaller length"):
             guider.sample(
                 torch.zeros_like(first), first, comfy.samplers.KSAMPLER(run), torch.zeros(2), disable_pbar=True, seed=seed
             )
-        except comfy.model_management.InterruptProcessingException:
-            if run.tuning is not None and run.tuning.step:
-                save(with_state=True)
-                say(cls.hidden.unique_id, f"stopped after {run.tuning.step} steps, kept as {path.name}")
-            raise
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            raise torch.OutOfMemoryError(
-                f"{error}\nTraining keeps the model's activations for its gradient. Please turn memory_saver on, give a "
-                "smaller length, or use a smaller size."
-            ) from error
         save(keep_state)
         module.requires_grad_(False)
         return io.NodeOutput(add_motion(model, module, layers_patcher(module)), os.path.relpath(path, first_folder(MOTION)))

@@ -2,7 +2,6 @@
 
 import os
 
-import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import folder_paths
@@ -13,11 +12,11 @@ from ..vidcore import weights
 from ..vidcore.systems.tune_a_video import from_info, load_tuned, to_info
 from ..vidcore.systems.tune_a_video.checkpoint import same_base
 from .folders import TUNED
-from .guide import out_of_memory, still
+from .guide import still
 from .inflate import fingerprint, inflate, layers_patcher, new_layers, tune_config
 from .sample import check_latent
 from .tune_files import check_room, check_same_run, describe, first_folder, free_path, prompt_text
-from .tune_run import Run, check_clip, posterior, say
+from .tune_run import Run, check_clip, keeping, posterior
 
 NEW = "a new run"
 STATE = ".state.safetensors"
@@ -124,12 +123,7 @@ class TuneAVideo(io.ComfyNode):
             frames=len(frames), size=[frames.shape[2], frames.shape[1]], learning_rate=learning_rate, seed=seed,
         )  # fmt: skip
         if state is not None:
-            check_same_run(before, info, continue_from)
-            if not same_base(torch.tensor(before["fingerprint"]), base):
-                raise ValueError(
-                    f"{continue_from} was begun on another {info['base']}: their weights differ. Please give the same "
-                    "model, or begin a new run."
-                )
+            check_same_run(before, info, base, continue_from)
 
         patcher = layers_patcher(layers)
         run = Run(model, layers, deviation, learning_rate, seed, steps, preview_every, memory_saver, cls.hidden.unique_id)
@@ -142,23 +136,11 @@ class TuneAVideo(io.ComfyNode):
                 if with_state:
                     run.tuning.save(path.with_suffix(STATE), {**info, "fingerprint": base.tolist()})
 
-        try:
+        with keeping(run, save, path, cls.hidden.unique_id, "give fewer frames"):
             comfy.sample.sample_custom(
                 inflate(still(model), patcher), torch.zeros_like(mean), 1.0, comfy.samplers.KSAMPLER(run),
                 torch.zeros(2), positive, [], mean, disable_pbar=True, seed=seed,
             )  # fmt: skip
-        except comfy.model_management.InterruptProcessingException:
-            if run.tuning is not None and run.tuning.step:
-                save(with_state=True)
-                say(cls.hidden.unique_id, f"stopped after {run.tuning.step} steps, kept as {path.name}")
-            raise
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            raise torch.OutOfMemoryError(
-                f"{error}\nTuning keeps the model's activations for its gradient. Please turn memory_saver on, give fewer "
-                "frames, or use a smaller size."
-            ) from error
         save(keep_state)
         layers.requires_grad_(False)
         return io.NodeOutput(inflate(model, patcher), os.path.relpath(path, first_folder(TUNED)))

@@ -6,6 +6,10 @@ import shutil
 from pathlib import Path
 
 import folder_paths
+import torch
+from torch import Tensor
+
+from ..vidcore.systems.tune_a_video.checkpoint import same_base
 
 
 def first_folder(kind: str) -> str:
@@ -37,14 +41,21 @@ def check_room(path: Path, needed: int, kind: str) -> None:
 ONE_CLIP = (("blocks", "model"), ("base", "model"), ("frames", "number of frames"), ("size", "frame size"))
 
 
-def check_same_run(before: dict, now: dict, name: str, same: tuple[tuple[str, str], ...] = ONE_CLIP) -> None:
-    """Raises ValueError if a saved state belongs to another clip or model than the inputs: an entry of ``same`` differs."""
+def check_same_run(before: dict, now: dict, base: Tensor, name: str, same: tuple[tuple[str, str], ...] = ONE_CLIP) -> None:
+    """Raises ValueError if a saved state belongs to another clip or model than the inputs: an entry of ``same`` differs.
+
+    ``base`` is the fingerprint of the model that is given now.
+    """
     for key, what in same:
         if before.get(key) != json.loads(json.dumps(now[key])):  # as the file has it
             both = "" if key in ("blocks", "model", "clips") else f": {before.get(key)}, not {now[key]}"
             raise ValueError(
                 f"{name} was begun with another {what}{both}. Please give the same clip and model, or begin a new run."
             )
+    if not same_base(torch.tensor(before["fingerprint"]), base):
+        raise ValueError(
+            f"{name} was begun on another {now['base']}: their weights differ. Please give the same model, or begin a new run."
+        )
 
 
 def describe(config) -> str:

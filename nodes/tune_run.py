@@ -1,5 +1,9 @@
 """One run of Tune-A-Video on a host MODEL, and the clip that it runs on."""
 
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
 import comfy.model_management
 import comfy.model_sampling
 import comfy.utils
@@ -14,6 +18,7 @@ from ..vidcore.sample import sample as walk
 from ..vidcore.systems.harivo.wire import Watched
 from ..vidcore.systems.tune_a_video import Tuning
 from .gradient import checkpointed, gradients
+from .guide import out_of_memory
 from .samplers import PAPER_SCHEDULE, make_sigmas, walker
 
 PREVIEW_STEPS = 12
@@ -116,6 +121,33 @@ class Run:
             contact_sheet([self.previewer.decode_latent_to_preview(made[i : i + 1]) for i in range(len(made))]),
             None,
         )
+
+
+@contextlib.contextmanager
+def keeping(run: Run, save: Callable[[bool], None], path: Path, node: str, advice: str):
+    """Around a run: cancel keeps what was reached, with its state; running out of memory says what to do.
+
+    Args:
+        run: the run.
+        save: writes what it trains; with True what is needed to go on, too.
+        path: the file that is written.
+        node: the host's name of the node.
+        advice: what makes a run smaller.
+    """
+    try:
+        yield
+    except comfy.model_management.InterruptProcessingException:
+        if run.tuning is not None and run.tuning.step:
+            save(True)
+            say(node, f"stopped after {run.tuning.step} steps, kept as {path.name}")
+        raise
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise torch.OutOfMemoryError(
+            f"{error}\nTraining keeps the model's activations for its gradient. Please turn memory_saver on, {advice}, or use a "
+            "smaller size."
+        ) from error
 
 
 def watch(net, maps: bool) -> Watched:

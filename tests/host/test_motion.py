@@ -113,7 +113,7 @@ def test_a_continued_run_equals_one_that_never_stopped(nodes, run, server, folde
     whole, part = (load_file(folder / f"{name}.safetensors") for name in ("whole_00001", "part_00002"))
     assert all(torch.equal(whole[k], part[k]) for k in whole)
     kept = load_file(folder / state)
-    assert kept["module.queue.features"].any() and kept["module.queue.clips"].max() >= 0
+    assert kept["module.losses.queue.features"].any() and kept["module.losses.queue.clips"].max() >= 0
     with pytest.raises(start.RunError, match="has 3 steps already"):
         run(shown({**nodes, "9": train(**more | {"steps": 3})}))
     with pytest.raises(start.RunError, match="begun with another model or sizes"):

@@ -8,7 +8,7 @@ from .wire import Watched
 
 
 class ClipLosses(nn.Module):
-    """Weighted contrastive and attention loss of a batch of clips that is seen once; head and queue are its state.
+    """Weighted contrastive and attention loss of a batch of clips; head and queue are its state.
 
     Args:
         features: channels of the bottleneck.
@@ -21,7 +21,9 @@ class ClipLosses(nn.Module):
         self.contrast, self.attention = contrast, attention
         self.head, self.queue = ProjectionHead(features), FeatureQueue(queue, features)
 
-    def forward(self, watched: Watched, frames: int, generator: torch.Generator, images: int = 0) -> Tensor:
+    def forward(
+        self, watched: Watched, frames: int, generator: torch.Generator, images: int = 0, clips: Tensor | None = None
+    ) -> Tensor:
         """What is added to the loss of the evaluation that was watched.
 
         Args:
@@ -29,15 +31,17 @@ class ClipLosses(nn.Module):
             frames: of each clip.
             generator: draws the two frames of a clip that are a positive pair.
             images: independent pictures behind each clip's frames, which take no part.
+            clips: the number of each clip, from 0, where clips come again: none is held against itself. By default all that
+                is in the queue is of others.
         """
         pair = torch.randperm(frames, generator=generator)[:2]
         first, second = watched.features.unflatten(0, (-1, frames + images))[:, pair].unbind(1)
         total = first.sum() * 0
+        own = torch.full((len(first),), -2) if clips is None else clips  # -2 is nobody's number
         if self.contrast:
-            # No clip comes twice, so none that is in the queue can be one of these: -2 is nobody's number.
-            others = self.head(self.queue.negatives(torch.full((1,), -2, device=first.device))[0])
+            others = self.head(self.queue.negatives(own))
             total = total + self.contrast * decoupled_contrastive(self.head(first), self.head(second), others)
         if self.attention:
             total = total + self.attention * watched.regularised(frames, images)
-        self.queue.push(first, torch.zeros(len(first), dtype=torch.long, device=first.device))
+        self.queue.push(first, own.clamp(min=0).to(first.device))
         return total
