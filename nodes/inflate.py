@@ -14,8 +14,8 @@ from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 
 from ..vidcore.layers.clip_norm import norm_over_clip
-from ..vidcore.systems.harivo.wire import WithTemporal
 from ..vidcore.systems.tune_a_video import Block, TuneConfig, TunedLayers, added_query
+from ..vidcore.systems.tune_a_video.wire import WithTemporal
 from .sparse_causal import add_sparse_causal, image_unet
 
 KEY = "vidcore_tune_a_video"

@@ -6,7 +6,7 @@ import comfy.patcher_extension
 import torch
 
 from ..vidcore.systems.harivo import HarivoConfig, MotionModule
-from ..vidcore.systems.harivo.wire import WithTemporal, moved_input
+from ..vidcore.systems.harivo.wire import WithMotion, moved_input
 from .inflate import find_blocks, wrap
 from .samplers import host_level
 from .sparse_causal import image_unet
@@ -36,17 +36,18 @@ def add_motion(model, module: MotionModule, patcher: comfy.model_patcher.ModelPa
         patcher: it, or what it is a part of, as `inflate.layers_patcher` gives it.
         strength: scales what the module adds; 0 is the image model itself.
     """
-    model = model.clone()
+    model, key = model.clone(), f"{KEY}_{id(module)}"
     for block, layer in zip(module.config.blocks, module.temporal, strict=True):
-        wrap(model, block.name, WithTemporal, layer, strength)
+        wrap(model, block.name, WithMotion, layer, key, strength)
     sampling = model.get_model_object("model_sampling")
 
     def move(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
         """DIFFUSION_MODEL: mapping network in front, frame tokens behind the text. ControlNets have had the plain text."""
         frames = x.shape[0] // len(transformer_options.get("cond_or_uncond", [0]))
         level, _ = host_level(sampling, float(transformer_options["sigmas"].flatten()[0]))
-        x, context = moved_input(module, x, context, level.sigma, frames, strength)
-        return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+        x, context, tokens = moved_input(module, x, context, level.sigma, frames, strength)
+        options = {**transformer_options, key: tokens}
+        return executor(x, timesteps, context, y, control, options, **kwargs)
 
     model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, move)
     model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), patcher])

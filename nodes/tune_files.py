@@ -54,7 +54,8 @@ def check_same_run(before: dict, now: dict, base: Tensor, name: str, same: tuple
             )
     if not same_base(torch.tensor(before["fingerprint"]), base):
         raise ValueError(
-            f"{name} was begun on another {now['base']}: their weights differ. Please give the same model, or begin a new run."
+            f"{name} was begun on another {now['base']}: their weights differ. Please give the same model, or "
+            "begin a new run."
         )
 
 

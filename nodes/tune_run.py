@@ -145,8 +145,8 @@ def keeping(run: Run, save: Callable[[bool], None], path: Path, node: str, advic
         if not out_of_memory(error):
             raise
         raise torch.OutOfMemoryError(
-            f"{error}\nTraining keeps the model's activations for its gradient. Please turn memory_saver on, {advice}, or use a "
-            "smaller size."
+            f"{error}\nTraining keeps the model's activations for its gradient. Please turn memory_saver on, {advice}, or "
+            "use a smaller size."
         ) from error
 
 

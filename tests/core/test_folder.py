@@ -1,7 +1,6 @@
 """A folder of real videos, from nothing to a checkpoint that loads: several codecs, rates and sizes, some files broken."""
 
 import json
-from pathlib import Path
 
 import av
 import numpy as np
@@ -9,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.clips import encode
 from vidcore import weights
 from vidcore.data.folder import DataError, cut, frame_numbers, in_order, scan
-from vidcore.data.shapes import Scene, Thing, render
+from vidcore.data.shapes import Thing
 from vidcore.systems.vdm.checkpoint import load_vdm
 from vidcore.text import Vocabulary
 from vidcore.train.config import ConfigError, read_config
@@ -50,17 +50,6 @@ size = 16
 images = 1
 rates = [1.0, 0.5]
 """
-
-
-def encode(path: Path, codec: str, rate: int, height: int, width: int, frames: int, thing: Thing) -> None:
-    """A clip of the shapes in a container and codec."""
-    pixels = (255 * render(Scene((thing,), "black"), frames, max(height, width))[:, :height, :width]).astype(np.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        for frame in pixels:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from vidcore import weights
 from vidcore.systems.harivo import (
@@ -19,6 +20,7 @@ from vidcore.systems.harivo import (
     decoupled_contrastive,
     temporal_regularised,
 )
+from vidcore.systems.harivo.net import places
 from vidcore.systems.harivo.wire import Watched
 from vidcore.systems.tune_a_video import Block
 
@@ -123,13 +125,13 @@ def _rank(rank, file, kept):
     queue = FeatureQueue(5, 2)
     for step in range(2):
         queue.push(torch.full((2, 2), 10.0 * step + rank), torch.tensor([4 * step + rank, 4 * step + rank + 2]))
-    torch.save(queue.state_dict(), f"{kept}/{rank}.pt")
+    save_file(queue.state_dict(), f"{kept}/{rank}.safetensors")
     dist.destroy_process_group()
 
 
 def test_all_processes_keep_the_same_queue(tmp_path):
     mp.spawn(_rank, (tmp_path / "meet", str(tmp_path)), nprocs=2)
-    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    one, two = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     assert all(torch.equal(one[key], two[key]) for key in one)
     alone = FeatureQueue(5, 2)  # what one process would hold that had both ranks' clips
     for step in range(2):
@@ -225,8 +227,9 @@ CONFIG = HarivoConfig((Block("a", 16, 2), Block("b", 24, 3)), channels=4, contex
 
 def test_the_module_starts_from_the_image_model():
     module = MotionModule(CONFIG).init_weights(3)
-    x, z = draw(8, 5, 16), draw(2, 4, 4, 6, 6)
-    assert torch.equal(module.temporal[0](x, 4), x) and torch.equal(module.mapping(z, torch.tensor([0.1, 0.9])), z)
+    x, z, told = draw(8, 6, 16), draw(2, 4, 4, 6, 6), draw(8, 2, 12)
+    assert torch.equal(module.temporal[0](x, 4, (2, 3), told), x)
+    assert torch.equal(module.mapping(z, torch.tensor([0.1, 0.9])), z)
     again = MotionModule(CONFIG).init_weights(3).state_dict()
     assert all(torch.equal(value, again[key]) for key, value in module.state_dict().items())
     assert MotionModule(HarivoConfig(CONFIG.blocks, 4, 12, 0, 0)).mapping is None
@@ -237,20 +240,38 @@ def test_every_part_of_the_module_counts_and_learns():
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(parameter))))
-    x, z, text = draw(8, 5, 16), draw(2, 4, 4, 6, 6), draw(2, 7, 12)
-    layer = module.temporal[0]
-    swapped = x.unflatten(0, (2, 4)).flip(1).flatten(0, 1)
-    apart = layer(swapped, 4).unflatten(0, (2, 4)).flip(1).flatten(0, 1) - layer(x, 4)
-    assert apart.abs().max() > 1e-2  # frames know their number
-    assert torch.equal(layer(x, 4, 0.0), x)
-    low, high = (module.mapping(z, torch.full((2,), level)) for level in (0.1, 0.9))
-    assert (low - high).abs().max() > 1e-3  # the level counts
+    x, z, text = draw(8, 6, 16), draw(2, 4, 4, 6, 6), draw(2, 7, 12)
     tokens = module.frame_tokens(text, 4)
     assert tokens.shape == (8, 2, 12) and (tokens[0] - tokens[1]).abs().max() > 1e-3
-    assert (module.frame_tokens(text.flip(0), 4)[:4] - tokens[4:]).abs().max() < 1e-6  # and so does each clip's text
-    made = [layer(x, 4), module.temporal[1](draw(8, 5, 24), 4), low, tokens]
+    assert (module.frame_tokens(text.flip(0), 4)[:4] - tokens[4:]).abs().max() < 1e-6  # each clip's text counts
+    layer = module.temporal[0]
+    made = layer(x, 4, (2, 3), tokens)
+    alike = layer(x, 4, (2, 3), tokens[:1].expand(8, -1, -1))
+    swapped = x.unflatten(0, (2, 4)).flip(1).flatten(0, 1)
+    apart = layer(swapped, 4, (2, 3), tokens[:1].expand(8, -1, -1)).unflatten(0, (2, 4)).flip(1).flatten(0, 1) - alike
+    assert apart.abs().max() > 1e-2  # frames know their number
+    assert (made - alike).abs().max() > 1e-2  # and their tokens
+    moved = layer(x.flip(1), 4, (2, 3), tokens).flip(1)
+    assert (moved - made).abs().max() > 1e-2  # and pixels where they are
+    assert torch.equal(layer(x, 4, (2, 3), tokens, 0.0), x)
+    low, high = (module.mapping(z, torch.full((2,), level)) for level in (0.1, 0.9))
+    assert (low - high).abs().max() > 1e-3  # the level counts
+    made = [made, module.temporal[1](draw(8, 6, 24), 4, (2, 3), tokens), low, tokens]
     sum(part.square().sum() for part in made).backward()
     assert all(p.grad is not None and p.grad.ne(0).any() for p in module.parameters())
+
+
+def test_a_module_without_frame_tokens_has_layers_that_are_told_nothing():
+    module = MotionModule(HarivoConfig(CONFIG.blocks, 4, 12, 0, 0)).init_weights(3)
+    layer, x = module.temporal[0], draw(8, 6, 16)
+    assert module.frame_tokens is None and layer.told is None and torch.equal(layer(x, 4, (2, 3)), x)
+
+
+def test_places_are_alike_at_all_sizes():
+    small, large = places((2, 3)), places((6, 9))
+    # The middle of a pixel of the small picture is that of the middle one of nine in the large one.
+    torch.testing.assert_close(large.unflatten(0, (6, 9))[1::3, 1::3].flatten(0, 1), small)
+    assert len({tuple(row.tolist()) for row in large}) == 54
 
 
 @pytest.mark.parametrize("wrong", [dict(blocks=()), dict(channels=0), dict(frame_tokens=-1), dict(frames=1)])

@@ -19,9 +19,11 @@ from vidcore.systems.snap.checkpoint import load_snap
 from vidcore.systems.vdm import vdm_loss
 from vidcore.systems.vdm.checkpoint import load_vdm
 from vidcore.text import Vocabulary
+from vidcore.train.apply import blocks_in, prepare
 from vidcore.train.config import ConfigError, read_config
 from vidcore.train.data import batches, shapes_batch
 from vidcore.train.loop import train
+from vidcore.train.state import saved_state
 from vidcore.train.systems import SYSTEMS
 
 RECIPE = """
@@ -380,7 +382,7 @@ def test_a_model_of_another_system_is_not_started_from(tmp_path):
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ('"content_motion"', '"harivo"', "recipe.system must be one of vdm, content_motion, cmd, snap; got 'harivo'"),
+        ('"content_motion"', '"motion"', "recipe.system must be one of vdm, content_motion, cmd, snap, .*; got 'motion'"),
         ("size = 16", "size = 18", "size must be a multiple of 4"),
         ("frames = 4\nsize = 16", "frames = 5\nsize = 16", "must be at most 4 for this model"),
         ("batch = 4", "batch = 4\nimages = 2", "does not train on images beside clips"),
@@ -469,14 +471,19 @@ def test_a_batch_in_parts_teaches_the_same(tmp_path, size):
         torch.testing.assert_close(value, parts[key], atol=1e-5, rtol=1e-5)
 
 
+def torchrun(folder, *more, check=True):
+    """Two processes that train ``r.toml`` of a folder."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vidcore.train"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+    run = [*command, "r.toml", "--device", "cpu", *more]
+    return subprocess.run(run, cwd=folder, env=environment, check=check, capture_output=True)
+
+
 def test_two_processes_train_as_one_does_that_takes_their_parts_in_turn(tmp_path):
     """By torchrun, through Gloo, with dropout and images; and after a stop in between."""
     config = recipe(tmp_path / "two", RECIPE.replace("batch = 2", "batch = 4"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vidcore.train"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
     for more in (["--stop-after", "5"], []):
-        run = [*command, "r.toml", "--device", "cpu", *more]
-        subprocess.run(run, cwd=tmp_path / "two", env=environment, check=True, capture_output=True)
+        torchrun(tmp_path / "two", *more)
     train(dataclasses.replace(config, micro_batch=2), tmp_path / "one", report=quiet)
     two, one = (weights.load(tmp_path / name / config.output) for name in ("two", "one"))
     assert one[1]["steps"] == two[1]["steps"] == 8 and one[0].keys() == two[0].keys()
@@ -485,9 +492,77 @@ def test_two_processes_train_as_one_does_that_takes_their_parts_in_turn(tmp_path
     curve = (tmp_path / "two" / "out" / "tiny.curve.jsonl").read_text().splitlines()
     assert len(curve) == 2  # one process writes it, at both ends
     small = recipe(tmp_path / "small", RECIPE.replace("batch = 2", "batch = 1"))
-    run = [*command, "r.toml", "--device", "cpu"]
-    found = subprocess.run(run, cwd=tmp_path / "small", env=environment, capture_output=True)
+    found = torchrun(tmp_path / "small", check=False)
     assert small and found.returncode and b"a batch of 1 clips does not go around 2 processes" in found.stderr
+
+
+def test_sharded_processes_train_as_others_do_and_go_on_from_their_parts(tmp_path):
+    """FSDP2 through Gloo, stopped and resumed, beside DDP. Dropout draws by memory layout: both are contiguous."""
+    text = "channels_last = false\n" + RECIPE.replace("batch = 2", "batch = 4")
+    recipe(tmp_path / "shared", text)
+    config = recipe(tmp_path / "sharded", "shard = true\n" + text)
+    for name, stops in (("shared", (None,)), ("sharded", (5, None))):
+        for stop in stops:
+            torchrun(tmp_path / name, *(["--stop-after", str(stop)] if stop else []))
+    one, two = (weights.load(tmp_path / name / config.output) for name in ("shared", "sharded"))
+    assert one[1] == two[1] and one[0].keys() == two[0].keys()
+    for key, value in one[0].items():
+        torch.testing.assert_close(two[0][key], value, atol=1e-5, rtol=1e-4)
+    state = tmp_path / "sharded" / "out" / "tiny.state"
+    assert len(list(state.glob("*.safetensors"))) == 2 and {f.suffix for f in state.iterdir()} == {".safetensors", ".json"}
+    load_vdm(tmp_path / "sharded" / config.output)
+    with pytest.raises(ValueError, match="'shard' is for several processes"):
+        train(config, tmp_path / "alone", report=quiet)
+    recipe(tmp_path / "sharded", text)  # without shard, the folder is not a state that one can go on from
+    with pytest.raises(weights.WeightsError, match="tiny.state"):
+        train(recipe(tmp_path / "sharded", text), tmp_path / "sharded", report=quiet)
+
+
+def test_a_state_that_was_being_replaced_is_found(tmp_path):
+    assert saved_state(tmp_path / "a.state") is None
+    (tmp_path / "a.state.old").mkdir()
+    assert saved_state(tmp_path / "a.state") == tmp_path / "a.state.old"
+    (tmp_path / "a.state").mkdir()
+    assert saved_state(tmp_path / "a.state") == tmp_path / "a.state"
+
+
+@pytest.mark.parametrize("more", ["recompute = true", 'compile = "aot_eager"'])
+def test_recomputed_and_compiled_blocks_teach_the_same(tmp_path, more):
+    text = RECIPE.replace("dropout = 0.1", "dropout = 0.0")
+    plain, other = recipe(tmp_path / "plain", text), recipe(tmp_path / "other", more + "\n" + text)
+    for config, name in ((plain, "plain"), (other, "other")):
+        train(config, tmp_path / name, 5, report=quiet)
+    one, two = (weights.load(tmp_path / name / plain.output)[0] for name in ("plain", "other"))
+    assert one.keys() == two.keys()  # no wrapper has changed a name
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, atol=2e-5, rtol=1e-3)
+
+
+def test_recompute_runs_blocks_again_on_the_way_back(tmp_path):
+    config, runs = recipe(tmp_path, "recompute = true\n" + RECIPE), []
+    module = SYSTEMS["vdm"].build(config, tmp_path)
+    blocks = blocks_in(module)
+    assert len(blocks) == len([m for m in module.modules() if type(m).__name__ == "Block"]) > 3
+    objective = prepare(module, SYSTEMS["vdm"], config, torch.device("cpu"))
+    blocks[0].res.register_forward_pre_hook(lambda *_: runs.append(1))
+    batch = shapes_batch(config.phases[1], Vocabulary(VOCABULARY, 24), 5, 0)
+    loss = objective(batch, config.phases[1], torch.Generator().manual_seed(0))
+    assert len(runs) == 1
+    loss.backward()
+    assert len(runs) == 2
+
+
+def test_float16_scales_the_loss_and_resumes_to_the_same_bits(tmp_path):
+    config = recipe(tmp_path, "fp16 = true\n" + RECIPE)
+    train(config, tmp_path / "whole", report=quiet)
+    for stop in (3, None):
+        train(config, tmp_path / "parts", stop, report=quiet)
+    for name in ("tiny.safetensors", "tiny.state"):
+        one, two = (weights.load(tmp_path / part / "out" / name) for part in ("whole", "parts"))
+        assert all(torch.equal(one[0][k], two[0][k]) for k in one[0])
+    assert one[1]["scaler"]["scale"] >= 2.0
+    with pytest.raises(ConfigError, match="fp16 goes neither with bf16 nor with shard"):
+        recipe(tmp_path, "fp16 = true\nbf16 = true\n" + RECIPE)
 
 
 def test_images_stay_with_their_clips_in_parts(tmp_path):

@@ -158,9 +158,9 @@ def in_order(count: int, first: int, number: int, seed: int) -> list[int]:
     return [int(orders[(first + i) // count][(first + i) % count]) for i in range(number)]
 
 
-def frame_numbers(item: Item, frames: int, interval: float, rng: np.random.Generator) -> list[int]:
-    """``frames`` frame numbers ``interval`` seconds apart (0: successive ones), from a random place on."""
+def frame_numbers(item: Item, frames: int, interval: float, rng: np.random.Generator, from_start: bool = False) -> list[int]:
+    """``frames`` frame numbers ``interval`` seconds apart (0: successive ones), from a random place or the start on."""
     stride = interval * item.rate if interval else 1.0
     room = item.frames - 1 - (frames - 1) * stride
-    start = rng.uniform(0, max(room, 0.0))
+    start = 0.0 if from_start else rng.uniform(0, max(room, 0.0))
     return [min(item.frames - 1, round(start + i * stride)) for i in range(frames)]

@@ -42,9 +42,12 @@ class FrameAttention(nn.Module):
         self.to_out.weight.zero_()
         self.to_out.bias.zero_()
 
-    def forward(self, x: Tensor, frames: int, strength: float = 1.0) -> Tensor:
-        """x: (B frames) L C, the frames of a clip one after another; same shape out. ``strength`` scales what is added."""
-        tokens = rearrange(F.layer_norm(x, x.shape[-1:]), "(b t) l c -> (b l) t c", t=frames)
+    def forward(self, x: Tensor, frames: int, strength: float = 1.0, more: Tensor | float = 0.0) -> Tensor:
+        """x: (B frames) L C, the frames of a clip one after another; same shape out.
+
+        ``strength`` scales what is added; ``more`` is what the tokens see of their surroundings, in the shape of x.
+        """
+        tokens = rearrange(F.layer_norm(x, x.shape[-1:]) + more, "(b t) l c -> (b l) t c", t=frames)
         if self.order:
             tokens = tokens + grid_positions((frames,), x.shape[-1], x.device)[0].to(x)
         mixed = self.to_out(attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.heads))

@@ -27,6 +27,7 @@ class Seen:
     Args:
         path: T x 2 centroids (x, y); NaN where it was not found.
         area: T, as a fraction of the frame; NaN where it was not found.
+        rgb: T x 3, its colour in [0, 1]; NaN where it was not found.
     """
 
     shape: str
@@ -34,6 +35,7 @@ class Seen:
     motion: str
     path: np.ndarray
     area: np.ndarray
+    rgb: np.ndarray
 
 
 @dataclass
@@ -279,8 +281,9 @@ def _describe(track: list[_Blob | None], height: int, width: int) -> Seen:
     path = np.array([nan if b is None else (b.x / width, b.y / width) for b in track])
     area = np.array([math.nan if b is None else b.area / (height * width) for b in track])
     shape = _shape(found)
-    rgb = np.median([b.rgb for b in found], axis=0)
-    return Seen(shape, _nearest(rgb, COLOURS), _motion(path, area, _turned(track, shape)), path, area)
+    rgb = np.array([(math.nan,) * 3 if b is None else b.rgb for b in track])
+    colour = _nearest(np.nanmedian(rgb, axis=0), COLOURS)
+    return Seen(shape, colour, _motion(path, area, _turned(track, shape)), path, area, rgb)
 
 
 def agreement(clip: np.ndarray, scene: Scene) -> dict[str, bool]:

@@ -18,6 +18,10 @@ else:
 
 
 OPTIMISERS = ("adamw", "lamb")
+# Files without which a system cannot be trained.
+NEEDED = {
+    "text_from": ("image", "content"), "codec_from": ("cmd", "content"), "image_from": ("harivo", "tune_a_video"),
+}  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -81,10 +85,12 @@ class Data:
     Args:
         folder: relative to the run's root; videos and pictures, with captions.
         rate: frames per second to train at; 0 takes each video's own frames.
+        from_start: whether clips begin where their videos do, instead of anywhere.
     """
 
     folder: str
     rate: float = 0.0
+    from_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,14 +102,20 @@ class TrainConfig:
         system: what is trained, one of `vidcore.train.systems.SYSTEMS`.
         start_from: a model file whose weights to start from; empty for fresh ones. Its network may have fewer ``blocks`` and
             ``attention_sizes`` than this one (`vidcore.systems.vdm.grow`).
-        text_from: a model file whose text encoder to use as it is, for "cmd" and the image model.
-        codec_from: the autoencoder's file, for "cmd".
+        text_from: a model file whose text encoder to use as it is, for "cmd", "image" and "content".
+        codec_from: the autoencoder's file, for "cmd" and "content".
+        image_from: the image model's file that "harivo" and "tune_a_video" train layers beside; with its text encoder.
         seed: the only source of randomness.
         ema: decay of the averaged weights that are exported.
         warmup: steps over which the learning rate rises from zero.
         optimiser: "adamw", or "lamb" (`vidcore.train.lamb`).
         weight_decay, beta2, clip: of the optimiser, and the gradient norm it is clipped to.
         bf16: run the network in bfloat16 where that is safe; weights, moments and loss stay in float32.
+        fp16: the same in float16, with the loss scaled up so that small gradients survive.
+        recompute: keep less of each block for the way back, and compute it again: less memory, about a third slower.
+        compile: the `torch.compile` backend, such as "inductor", for each block; empty for none.
+        shard: with several processes each holds a part of every weight, moment and average (FSDP2), instead of all of them.
+        samples_every: steps between pictures of what it makes, ``NAME.samples/STEP.png``; 0 for none.
         contrast, attention_loss: for "vdm" only: weights of HARIVO's losses (`vidcore.systems.harivo.ClipLosses`).
         queue: for those: features of earlier clips that a clip is held against.
         micro_batch: clips that go through the network at once, for batches that do not fit into memory: their gradients add
@@ -113,7 +125,8 @@ class TrainConfig:
         model: the network's sizes, the config of that system.
         data: what to train on, if not the shapes. Of a `Phase`, ``rates`` then divides the time between frames, and what
             tells shapes means nothing.
-        words: that the text encoder knows; those of the captions where there is ``data``.
+        words: that the text encoder knows: those of ``text_from`` or ``image_from``, else of the captions where there is
+            ``data``.
         phases: what to train on, in order.
     """
 
@@ -124,6 +137,7 @@ class TrainConfig:
     start_from: str = ""
     text_from: str = ""
     codec_from: str = ""
+    image_from: str = ""
     seed: int = 0
     ema: float = 0.999
     warmup: int = 200
@@ -143,6 +157,11 @@ class TrainConfig:
     text_length: int = 24
     channels_last: bool = field(default=True)
     bf16: bool = False
+    fp16: bool = False
+    recompute: bool = False
+    compile: str = ""
+    shard: bool = False
+    samples_every: int = 0
 
     @property
     def steps(self) -> int:
@@ -229,12 +248,11 @@ def _phase(table: Any, where: str, model: Any) -> Phase:
     return dataclasses.replace(phase, turns=tuple(kinds))
 
 
-def read_config(path: str | Path, more: dict | None = None) -> TrainConfig:
+def read_config(path: str | Path) -> TrainConfig:
     """Read and check a recipe.
 
     Args:
         path: a TOML file.
-        more: systems beside `SYSTEMS`, by name.
 
     Raises:
         ConfigError: if the file is missing, not TOML, or an entry is unknown, of the wrong type or out of range.
@@ -249,17 +267,26 @@ def read_config(path: str | Path, more: dict | None = None) -> TrainConfig:
     phases = table.pop("phase", [])
     if not phases:
         raise ConfigError("the recipe has no [[phase]]: nothing to train on")
-    system, systems = table.get("system", TrainConfig.system), {**SYSTEMS, **(more or {})}
-    if system not in systems:
-        raise ConfigError(f"recipe.system must be one of {', '.join(systems)}; got {system!r}")
-    model = _build(systems[system].model, table.pop("model", {}), "model")
+    system = table.get("system", TrainConfig.system)
+    if system not in SYSTEMS:
+        raise ConfigError(f"recipe.system must be one of {', '.join(SYSTEMS)}; got {system!r}")
+    model = _build(SYSTEMS[system].model, table.pop("model", {}), "model")
     phases = tuple(_phase(p, f"phase {i + 1}", model) for i, p in enumerate(phases))
-    if not systems[system].takes_images and any(kind.images for phase in phases for kind in (phase, *phase.turns)):
+    if not SYSTEMS[system].takes_images and any(kind.images for phase in phases for kind in (phase, *phase.turns)):
         raise ConfigError(f"the system {system!r} does not train on images beside clips; please leave out 'images'")
     if system != "vdm" and (table.get("contrast") or table.get("attention_loss")):
         raise ConfigError(f"contrast and attention_loss are for the system 'vdm'; this recipe's is {system!r}")
     if table.get("optimiser", "adamw") not in OPTIMISERS:
         raise ConfigError(f"recipe.optimiser must be one of {', '.join(OPTIMISERS)}; got {table['optimiser']!r}")
+    for entry, needing in NEEDED.items():
+        if system in needing and not table.get(entry):
+            raise ConfigError(f"the system {system!r} needs recipe.{entry}, a model file")
+    if system == "tune_a_video" and not table.get("data", {}).get("from_start"):
+        raise ConfigError(
+            "the system 'tune_a_video' learns one clip: please give data.folder with one video, and from_start"
+        )
+    if table.get("fp16") and (table.get("bf16") or table.get("shard")):
+        raise ConfigError("recipe.fp16 goes neither with bf16 nor with shard; please take bf16, which needs no scaling")
     if "words" in table:
         raise ConfigError("recipe.words is not for recipes: they are those of the captions")
     if "data" in table:

@@ -88,11 +88,13 @@ class Folder:
     Args:
         videos, pictures: of `folder.scan`.
         rate: frames per second; 0 for each video's own.
+        from_start: whether clips begin where their videos do.
     """
 
     videos: list[Item]
     pictures: list[Item]
     rate: float
+    from_start: bool = False
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -105,7 +107,7 @@ class Folder:
         for number in in_order(len(self.videos), first, phase.batch, seed):
             item = self.videos[number]
             interval = float(rng.choice(phase.rates)) / (self.rate or item.rate)
-            frames = item.read(frame_numbers(item, phase.frames, interval, rng))
+            frames = item.read(frame_numbers(item, phase.frames, interval, rng, self.from_start))
             others = self.pictures or self.videos
             stills = [others[i] for i in rng.integers(len(others), size=phase.images)]
             pictures = [still.read([int(rng.integers(still.frames))]) for still in stills]
@@ -129,19 +131,25 @@ def open_folder(config: TrainConfig, root: Path, report=print) -> Folder:
     cache = (root / config.output).parent / "video_cache"
     videos, pictures = scan(root / config.data.folder, cache, kinds[0].size, shortest, report)
     longest = max(kind.frames for kind in kinds)
+    known = set(config.words) if config.text_from or config.image_from else None
 
     def serves(item: Item) -> bool:
+        unknown = set(words_in(item.caption)) - known if known is not None else set()
         words, few = len(words_in(item.caption)), not config.data.rate and 0 < item.rate and item.frames < longest
         if few:
             report(f"left out: {item.name} has {item.frames} frames, and training takes {longest}.")
         elif words > config.text_length:
             report(f"left out: the caption of {item.name} has {words} words; text_length is {config.text_length}.")
-        return not few and words <= config.text_length
+        elif unknown:
+            report(f"left out: the text encoder does not know these words of {item.name}: {', '.join(sorted(unknown))}.")
+        return not few and words <= config.text_length and not unknown
 
     videos, pictures = ([item for item in items if serves(item)] for items in (videos, pictures))
     if not videos:
         raise DataError(f"{root / config.data.folder} has no video of {longest} frames or more with a caption that fits")
-    return Folder(videos, pictures, config.data.rate)
+    if config.system == "tune_a_video" and len(videos) > 1:
+        raise DataError(f"Tune-A-Video learns one clip; {root / config.data.folder} has {len(videos)} videos that serve")
+    return Folder(videos, pictures, config.data.rate, config.data.from_start)
 
 
 @dataclass

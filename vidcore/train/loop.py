@@ -1,11 +1,11 @@
 """The training loop, flat from recipe to exported model."""
 
-import contextlib
 import json
 import math
 import time
 import zlib
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from .. import weights
-from ..text import Vocabulary
+from ..text import TextConfig, Vocabulary
+from .apply import prepare, share_gradients
 from .config import TrainConfig
 from .data import batches, open_folder
 from .lamb import LAMB
-from .processes import Objective, own_parts, rank_and_count, shared, summed, wait
-from .state import EMA, load_state, save_state
+from .processes import own_parts, rank_and_count, summed, wait
+from .state import EMA, load_sharded, load_state, save_sharded, save_state, saved_state, whole_tensors
 from .systems import SYSTEMS
 
 
@@ -60,9 +61,12 @@ def train(
     output.parent.mkdir(parents=True, exist_ok=True)
     state_path = output.with_suffix(".state")
     curve_path = output.with_suffix(".curve.jsonl")
-    system = system or SYSTEMS[config.system]
+    system, frozen_text = system or SYSTEMS[config.system], config.text_from or config.image_from
+    if frozen_text:
+        words = weights.entry(weights.read_info(root / frozen_text), "text", TextConfig)
+        config = replace(config, words=words.words, text_length=words.length)
     folder = open_folder(config, root, report) if config.data else None
-    if folder is not None:
+    if folder is not None and not frozen_text:
         config = replace(config, words=folder.words)
     vocabulary = Vocabulary(config.words, config.text_length)
 
@@ -70,55 +74,67 @@ def train(
     module = system.build(config, root)
     device = torch.device(device)
     module.to(device)
-    if config.channels_last:
+    if config.channels_last and not config.shard:  # which takes contiguous weights alone
         module.to(memory_format=torch.channels_last)
+    objective, (rank, count) = prepare(module, system, config, device), rank_and_count()
     ema = EMA(module, config.ema)
     kind = LAMB if config.optimiser == "lamb" else partial(torch.optim.AdamW, fused=True)
     optimiser = kind(module.parameters(), lr=1.0, betas=(0.9, config.beta2), weight_decay=config.weight_decay)
-    done = load_state(state_path, module, ema, optimiser)["step"] if state_path.exists() else 0
-    objective, (rank, count) = shared(Objective(module, system, config)), rank_and_count()
+    scaler = torch.amp.GradScaler(device.type, init_scale=2.0**12, growth_interval=200, enabled=config.fp16)
+    done, before = 0, saved_state(state_path)
+    if before is not None:
+        info = (load_sharded if config.shard else load_state)(before, module, ema, optimiser)
+        done = info["step"]
+        if info.get("scaler"):
+            scaler.load_state_dict(info["scaler"])
     if done and rank == 0:
         report(f"resuming after step {done}")
 
     def save(step: int) -> None:
-        save_state(state_path, module, ema, optimiser, {"system": "training", "step": step})
+        info = {"system": "training", "step": step, "scaler": scaler.state_dict()}
+        if config.shard:
+            save_sharded(state_path, module, ema, optimiser, info)
+        elif rank == 0:
+            save_state(state_path, module, ema, optimiser, info)
         # What served training alone, such as a projection head, stays out of the file.
-        kept = {key: value for key, value in ema.average.items() if not key.startswith(getattr(system, "forgets", ()))}
-        average = {key.removeprefix("module."): value for key, value in kept.items()}
-        weights.save(output, average, system.info(config, module, step))
+        kept = whole_tensors((k, v) for k, v in ema.average.items() if not k.startswith(getattr(system, "forgets", ())))
+        if rank == 0:
+            tensors = system.export(kept, module) if hasattr(system, "export") else kept
+            weights.save(output, tensors, system.info(config, module, step))
 
     last, started, first, running = min(stop_after or config.steps, config.steps), time.monotonic(), done, None
-    loss_value = math.nan
+    loss_value, half = math.nan, torch.float16 if config.fp16 else torch.bfloat16
     for step, batch in enumerate(batches(config, vocabulary, done, last, workers, folder), start=done):
         (phase, lr), batch = config.at(step), batch.to(device)
         optimiser.zero_grad(set_to_none=True)
         loss_value, parts = 0.0, own_parts(batch, config.micro_batch)
         for number, part in parts:
             torch.manual_seed(zlib.crc32(f"dropout/{config.seed}/{step}{f'/{number}' if number else ''}".encode()))
-            together = count == 1 or part is parts[-1][1]  # gradients are shared once a step
-            with contextlib.nullcontext() if together else objective.no_sync():
-                with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-                    loss = objective(part, phase, step_generator(config.seed, step, number))
-                loss = loss * (len(part.clips) / len(batch.clips))
-                (loss * count).backward()  # what is shared is the mean
+            share_gradients(objective, part is parts[-1][1])  # once a step
+            with torch.autocast(device.type, half, enabled=config.bf16 or config.fp16):
+                loss = objective(part, phase, step_generator(config.seed, step, number))
+            loss = loss * (len(part.clips) / len(batch.clips))
+            scaler.scale(loss * count).backward()  # what is shared is the mean
             loss_value += float(loss.detach())
         loss_value = summed(loss_value, device)
         if not math.isfinite(loss_value):
             raise FloatingPointError(f"the loss is {loss_value} at step {step}; try a lower learning rate (now {lr:.2g})")
+        scaler.unscale_(optimiser)
         nn.utils.clip_grad_norm_(module.parameters(), config.clip)
         for group in optimiser.param_groups:
             group["lr"] = lr
-        optimiser.step()
+        scaler.step(optimiser)  # left out where float16 overflowed; the scale is then lowered
+        scaler.update()
         ema.update(module, step)
 
         running = loss_value if running is None else 0.98 * running + 0.02 * loss_value
         if rank == 0 and ((step + 1) % 50 == 0 or step + 1 == last):
             pace = (time.monotonic() - started) / (step + 1 - first)
-            report(f"step {step + 1}/{config.steps}  loss {running:.4f}  lr {lr:.2g}  {pace:.2f} s/step")
+            left = timedelta(seconds=round(pace * (config.steps - step - 1)))
+            report(f"step {step + 1}/{config.steps}  loss {running:.4f}  lr {lr:.2g}  {pace:.2f} s/step  {left} left")
             with open(curve_path, "a", encoding="utf-8") as curve:
                 curve.write(json.dumps({"step": step + 1, "loss": round(running, 5), "lr": lr}) + "\n")
         if (step + 1) % config.save_every == 0 or step + 1 == last:
-            if rank == 0:
-                save(step + 1)
+            save(step + 1)
             wait()
     return loss_value

@@ -2,14 +2,13 @@
 
 import contextlib
 import os
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from .config import Phase, TrainConfig
-from .data import Batch
+if TYPE_CHECKING:
+    from .data import Batch
 
 
 @contextlib.contextmanager
@@ -40,7 +39,7 @@ def rank_and_count() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
-def own_parts(batch: Batch, micro_batch: int) -> list[tuple[int, Batch]]:
+def own_parts(batch: "Batch", micro_batch: int) -> list[tuple[int, "Batch"]]:
     """This process's share of a batch in parts that go through the network at once, each with its number.
 
     Two processes with a part each have the same parts, by the same numbers, as one that takes them one after the other.
@@ -71,22 +70,3 @@ def wait() -> None:
     """Until all processes are here."""
     if rank_and_count()[1] > 1:
         dist.barrier()
-
-
-class Objective(nn.Module):
-    """The loss of a system as a module, so that several processes can share its gradients."""
-
-    def __init__(self, module: nn.Module, system, config: TrainConfig):
-        super().__init__()
-        self.module, self.system, self.config = module, system, config
-
-    def forward(self, part: Batch, phase: Phase, generator: torch.Generator) -> Tensor:
-        return self.system.loss(self.module, part, self.config, phase, generator)
-
-
-def shared(objective: Objective) -> nn.Module:
-    """The objective itself for one process; for several one whose gradients are the mean over all."""
-    if rank_and_count()[1] == 1:
-        return objective
-    # A batch of pictures alone, or one without captions, leaves parts of a network out.
-    return DistributedDataParallel(objective, find_unused_parameters=True, broadcast_buffers=False)

@@ -22,6 +22,7 @@ from ..systems.vdm import checkpoint as vdm
 from ..systems.vdm.grow import grow
 from ..text import TextConfig, TextEncoder
 from ..text.load import load_text
+from .image_systems import IMAGE_SYSTEMS
 
 if TYPE_CHECKING:
     from .data import Batch
@@ -197,4 +198,4 @@ def _words(config) -> TextConfig:
     return TextConfig(config.words, config.text_length, config.text_width, config.text_layers)
 
 
-SYSTEMS = {vdm.SYSTEM: VDM, content_motion.SYSTEM: ContentMotion, cmd.SYSTEM: CMD, snap.SYSTEM: Snap}
+SYSTEMS = {vdm.SYSTEM: VDM, content_motion.SYSTEM: ContentMotion, cmd.SYSTEM: CMD, snap.SYSTEM: Snap, **IMAGE_SYSTEMS}

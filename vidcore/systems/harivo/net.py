@@ -6,6 +6,8 @@ Mapping network and temporal layers add nothing before the first step of trainin
 by frame; the frames' tokens take a little of the attention to the text at once, as any token does.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -17,28 +19,68 @@ from ...layers.frame_attention import FrameAttention
 from .config import HarivoConfig
 
 LEVEL_FEATURES = 64  # of the noise level, for the mapping network
+PLACE_WAVES = 4  # for each axis of the picture
 
 
 class TemporalLayer(nn.Module):
-    """Attention across the frames at each place, which know their number, and a feed-forward layer; tokens (B T) L C."""
+    """Attention across the frames at each place, and a feed-forward layer; tokens (B T) L C.
 
-    def __init__(self, width: int, heads: int, operations=nn, **factory):
+    Both know the frame's number and tokens, and where on the picture they are. The frozen layers see places hardly at all,
+    and what "moves left" asks of a frame is that a thing be at one.
+
+    Args:
+        width, heads: of the block behind which it stands.
+        context: width of a frame's tokens; 0 if frames have none.
+    """
+
+    def __init__(self, width: int, heads: int, context: int, operations=nn, **factory):
         super().__init__()
         self.attention = FrameAttention(width, heads, operations, order=True, **factory)
+        self.place = operations.Linear(2 * PLACE_WAVES, width, **factory)
+        self.told = operations.Linear(context, width, bias=False, **factory) if context else None
         self.into = operations.Linear(width, 2 * width, **factory)
         self.out = operations.Linear(2 * width, width, **factory)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """Both parts add nothing yet."""
+        """Both parts add nothing yet. Place and tokens are as loud as the features, so that training hears them at once."""
         self.attention.init_weights(generator)
+        for layer in filter(None, (self.place, self.told)):
+            _uniform(layer, generator, gain=2.0)
         _uniform(self.into, generator)
         _zero(self.out)
 
-    def forward(self, x: Tensor, frames: int, strength: float = 1.0) -> Tensor:
-        """x: (B frames) L C; same shape out. ``strength`` scales what is added."""
-        x = self.attention(x, frames, strength)
-        return x + strength * self.out(F.gelu(self.into(F.layer_norm(x, x.shape[-1:]))))
+    def forward(
+        self, x: Tensor, frames: int, size: tuple[int, int], tokens: Tensor | None = None, strength: float = 1.0
+    ) -> Tensor:
+        """Features with the motion's in them.
+
+        Args:
+            x: (B frames) L C, the frames of a clip one after another.
+            frames: of a clip.
+            size: height and width of the picture whose pixels the L tokens are.
+            tokens: of each frame, (B frames) count E, where there are any.
+            strength: scales what is added.
+        """
+        more = self.place(places(size, x.device).to(x))[None]
+        if self.told is not None:
+            told = tokens.mean(dim=1)
+            more = more + self.told(F.layer_norm(told, told.shape[-1:]))[:, None]
+        x = self.attention(x, frames, strength, more)
+        return x + strength * self.out(F.gelu(self.into(F.layer_norm(x, x.shape[-1:]) + more)))
+
+
+def places(size: tuple[int, int], device=None) -> Tensor:
+    """Where each pixel of a picture is, as parts of its height and width, in cosines of up to two periods; (H W) 8."""
+    waves = [_waves(n, device) for n in size]
+    rows, columns = waves[0][:, None].expand(*size, -1), waves[1][None].expand(*size, -1)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1)
+
+
+def _waves(count: int, device=None) -> Tensor:
+    """cos(pi k u) for k = 1 to 4 at the middles u of ``count`` equal parts of [0, 1]; count 4."""
+    u = (torch.arange(count, device=device) + 0.5) / count
+    return torch.cos(math.pi * u[:, None] * torch.arange(1, PLACE_WAVES + 1, device=device))
 
 
 class MappingNetwork(nn.Module):
@@ -114,7 +156,8 @@ class MotionModule(nn.Module):
     def __init__(self, config: HarivoConfig, operations=nn, device=None, dtype=None):
         super().__init__()
         self.config, made = config, dict(operations=operations, device=device, dtype=dtype)
-        self.temporal = nn.ModuleList(TemporalLayer(block.width, block.heads, **made) for block in config.blocks)
+        told = config.context if config.frame_tokens else 0
+        self.temporal = nn.ModuleList(TemporalLayer(block.width, block.heads, told, **made) for block in config.blocks)
         self.mapping = MappingNetwork(config.channels, config.mapping, **made) if config.mapping else None
         self.frame_tokens = FrameTokens(config.context, config.frame_tokens, **made) if config.frame_tokens else None
 
@@ -127,9 +170,9 @@ class MotionModule(nn.Module):
         return self
 
 
-def _uniform(layer: nn.Module, generator: torch.Generator) -> None:
-    """As PyTorch draws weights: uniform in +-1 / sqrt(fan-in)."""
-    bound = layer.weight[0].numel() ** -0.5
+def _uniform(layer: nn.Module, generator: torch.Generator, gain: float = 1.0) -> None:
+    """As PyTorch draws weights: uniform in +-1 / sqrt(fan-in), times ``gain``."""
+    bound = gain * layer.weight[0].numel() ** -0.5
     for parameter in layer.parameters():
         parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
 

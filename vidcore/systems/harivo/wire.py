@@ -16,7 +16,7 @@ MOST_TOKENS = 1024
 
 def moved_input(
     module: MotionModule, x: Tensor, context: Tensor, level: Tensor | float, frames: int, strength: float = 1.0
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """What the image model is given instead of its noisy input and text.
 
     Args:
@@ -27,8 +27,9 @@ def moved_input(
         strength: of what is added; 0 leaves both as they are.
 
     Returns:
-        x of the same shape, and the context with ``frame_tokens`` more tokens.
+        x of the same shape, the context with ``frame_tokens`` more tokens, and these alone, for the temporal layers.
     """
+    tokens = None
     if strength and module.mapping is not None:
         own, rest = x[:, : module.config.channels], x[:, module.config.channels :]
         clip = rearrange(own, "(b t) c h w -> b c t h w", t=frames)
@@ -38,28 +39,33 @@ def moved_input(
     if strength and module.frame_tokens is not None:
         tokens = module.frame_tokens(context.unflatten(0, (-1, frames))[:, 0], frames)
         context = torch.cat([context, tokens], dim=1)
-    return x, context
+    return x, context, tokens
 
 
 @dataclass(frozen=True)
-class WithTemporal:
-    """The forward of the host's transformer block, a layer that sees all frames of a clip last.
+class WithMotion:
+    """The forward of the host's transformer block, a `TemporalLayer` last.
 
     Args:
         block: the block's own forward.
-        temporal: (tokens (B frames) L C, frames, strength) -> the same shape.
-        strength: of what ``temporal`` adds.
+        layer: the temporal layer.
+        key: of the frames' tokens in the host's ``transformer_options``.
+        strength: of what the layer adds.
     """
 
     block: Callable
-    temporal: Callable
+    layer: Callable
+    key: str
     strength: float = 1.0
 
     def __call__(self, x, context=None, transformer_options={}):
         x = self.block(x, context=context, transformer_options=transformer_options)
+        if not self.strength:
+            return x
         # The host's batch holds every clip once for each of its conditionings, one clip at a time.
         clips = len(transformer_options.get("cond_or_uncond", [0]))
-        return self.temporal(x, x.shape[0] // clips, self.strength)
+        size = tuple(transformer_options["activations_shape"][-2:])
+        return self.layer(x, x.shape[0] // clips, size, transformer_options.get(self.key), self.strength)
 
 
 class Watched:

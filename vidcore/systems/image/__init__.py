@@ -1,5 +1,10 @@
-"""A small text-to-image model in the host's own U-Net class, for trying offline what is made for image models."""
+"""A small text-to-image model in the layout of Stable Diffusion, for trying offline what is made for image models."""
 
-from .config import SYSTEM, ImageConfig, from_info, to_info, unet_arguments
+from .config import STABLE_DIFFUSION, SYSTEM, ImageConfig, UNetConfig, from_info, to_info, unet_arguments
+from .model import PixelUNet, load_image
+from .net import ImageUNet, TransformerBlock
 
-__all__ = ["SYSTEM", "ImageConfig", "from_info", "to_info", "unet_arguments"]
+__all__ = [
+    "STABLE_DIFFUSION", "SYSTEM", "ImageConfig", "ImageUNet", "PixelUNet", "TransformerBlock", "UNetConfig", "from_info",
+    "load_image", "to_info", "unet_arguments",
+]  # fmt: skip

@@ -11,6 +11,39 @@ SYSTEM = "image"
 
 
 @dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of a latent-diffusion U-Net (Rombach et al. 2022, arXiv 2112.10752).
+
+    Args:
+        in_channels, out_channels: of latents with noise, and of what is predicted.
+        channels: of the first level; a multiple of 32.
+        multipliers: channels of each level, in units of ``channels``.
+        attention: for each level, whether its blocks attend to pixels and text; the middle always does.
+        blocks: residual blocks per level; one more on the way up.
+        context: width of the text tokens.
+        heads: of attention; 0 takes as many as ``head_width`` goes into the channels.
+        head_width: channels per head.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    channels: int = 320
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    attention: tuple[bool, ...] = (True, True, True, False)
+    blocks: int = 2
+    context: int = 768
+    heads: int = 8
+    head_width: int = 0
+
+    def heads_of(self, width: int) -> int:
+        """Heads of an attention of so many channels."""
+        return self.heads or width // self.head_width
+
+
+STABLE_DIFFUSION = UNetConfig()  # 1.x
+
+
+@dataclass(frozen=True)
 class ImageConfig:
     """A latent-diffusion U-Net (Rombach et al. 2022, arXiv 2112.10752) on pixels, which predicts x0.
 
@@ -36,6 +69,14 @@ class ImageConfig:
     @property
     def schedule(self) -> CosineSchedule:
         return CosineSchedule(self.log_snr_min, self.log_snr_max)
+
+    @property
+    def unet(self) -> UNetConfig:
+        """The network between folding pixels into channels and unfolding them."""
+        pixels, levels = 3 * self.patch**2, len(self.multipliers)
+        return UNetConfig(
+            pixels, pixels, self.channels, self.multipliers, (True,) * levels, self.blocks, self.context, 0, self.head_width
+        )
 
     @property
     def longest(self) -> int:
