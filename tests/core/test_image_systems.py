@@ -131,6 +131,7 @@ seed = 1
 ema = 0.9
 warmup = 2
 channels_last = false
+samples_every = 4
 [model]
 {model}
 [[phase]]
@@ -167,6 +168,7 @@ def trained(tmp_path, base, stops=((4,), (1, 4)), **what):
         (root / "r.toml").write_text(RECIPE.format(**what), encoding="utf-8")
         for stop in parts:
             train(read_config(root / "r.toml"), root, stop, report=lambda _: None)
+        assert (root / "out" / "made.samples" / "4.png").is_file()
         made.append(weights.load(root / "out" / "made.safetensors"))
     for tensors, _ in made[1:]:
         assert tensors.keys() == made[0][0].keys() and all(torch.equal(tensors[k], made[0][0][k]) for k in tensors)
@@ -232,6 +234,7 @@ def test_a_tuning_recipe_learns_one_clip(tmp_path, base):
         (root / "r.toml").write_text(text, encoding="utf-8")
         for stop in (4,) if number == "0" else (2, 4):
             train(read_config(root / "r.toml"), root, stop, report=lambda _: None)
+    assert (tmp_path / "0" / "out" / "made.samples" / "4.png").is_file()
     one, two = (load_tuned(tmp_path / n / "out" / "made.safetensors") for n in "01")
     assert all(torch.equal(a, b) for a, b in zip(one[0].parameters(), two[0].parameters(), strict=True))
     assert torch.equal(one[1], fingerprint(load_image(base / "image.safetensors")[0]))

@@ -25,6 +25,7 @@ from vidcore.train.data import batches, shapes_batch
 from vidcore.train.loop import train
 from vidcore.train.state import saved_state
 from vidcore.train.systems import SYSTEMS
+from vidcore.video import read_frames
 
 RECIPE = """
 output = "out/tiny.safetensors"
@@ -550,6 +551,28 @@ def test_recompute_runs_blocks_again_on_the_way_back(tmp_path):
     assert len(runs) == 1
     loss.backward()
     assert len(runs) == 2
+
+
+@pytest.mark.parametrize("system", ["vdm", "content_motion", "cmd", "snap"])
+def test_samples_show_the_run_and_change_no_bit_of_it(tmp_path, system):
+    def make(name, more):
+        root = tmp_path / name
+        root.mkdir()
+        if system == "cmd":
+            train(recipe(root, CODEC), root, 1, report=quiet)
+        text = {"vdm": RECIPE, "content_motion": CODEC, "cmd": MOTION, "snap": SNAP}[system]
+        config = recipe(root, more + text)
+        train(config, root, 4, report=quiet)
+        return root / config.output, config.at(1)[0]
+
+    (plain, _), (shown, phase) = make("plain", ""), make("shown", "samples_every = 2\n")
+    one, two = (weights.load(path)[0] for path in (plain, shown))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    folder = shown.with_suffix(".samples")
+    assert (folder / "2.png").is_file()
+    picture = read_frames(folder / "2.png")
+    rows = 4 if system == "content_motion" else 2
+    assert picture.shape == (1, rows * phase.size, phase.frames * phase.size, 3) and picture.float().std() > 1
 
 
 def test_float16_scales_the_loss_and_resumes_to_the_same_bits(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidcore.video import VideoError, probe, read_frames, write_video
+from vidcore.video import VideoError, probe, read_frames, write_picture, write_video
 
 
 def numbered(count, height=48, width=64):
@@ -81,3 +81,31 @@ def test_frames_that_cannot_be_written_leave_nothing(tmp_path):
     with pytest.raises(ValueError, match="rate"):
         write_video(tmp_path / "n.mp4", numbered(2), 0)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_phone_s_video_is_turned_as_players_turn_it(tmp_path, degrees):
+    """The display matrix of an mp4 is written by hand, as cameras do."""
+    frames = torch.zeros(2, 16, 32, 3, dtype=torch.uint8)
+    frames[:, :8, :16, 0] = 200  # red, top left
+    write_video(tmp_path / "a.mp4", frames, 8)
+    content = bytearray((tmp_path / "a.mp4").read_bytes())
+    unit, one = (1 << 16).to_bytes(4, "big"), (1 << 30).to_bytes(4, "big")
+    at = content.index(unit + bytes(12) + unit + bytes(12) + one, content.index(b"tkhd"))
+    minus = (-(1 << 16)).to_bytes(4, "big", signed=True)
+    a, b, c, d = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]  # clockwise
+    word = {0: bytes(4), 1: unit, -1: minus}
+    content[at : at + 36] = word[a] + word[b] + bytes(4) + word[c] + word[d] + bytes(12) + one
+    (tmp_path / "b.mp4").write_bytes(content)
+    shown, stored = read_frames(tmp_path / "b.mp4"), read_frames(tmp_path / "a.mp4")
+    assert torch.equal(shown, torch.rot90(stored, -degrees // 90, (1, 2)))
+    info = probe(tmp_path / "b.mp4")
+    assert (info.height, info.width) == tuple(shown.shape[1:3])
+
+
+def test_a_picture_comes_back(tmp_path):
+    picture = torch.randint(0, 256, (12, 20, 3), dtype=torch.uint8)
+    write_picture(tmp_path / "a.png", picture)
+    assert torch.equal(read_frames(tmp_path / "a.png")[0], picture)
+    with pytest.raises(ValueError, match="uint8 picture H W 3"):
+        write_picture(tmp_path / "b.png", picture.float())

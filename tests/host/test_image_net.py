@@ -20,9 +20,11 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from vidcore.systems.image import ImageConfig, ImageUNet, UNetConfig, unet_arguments
 import comfy.ops
 
-stable = dict(image_size=32, in_channels=4, out_channels=4, model_channels=32, num_res_blocks=[2] * 4,
-              channel_mult=[1, 2, 4, 4], num_heads=8, use_spatial_transformer=True, transformer_depth=[1] * 6 + [0] * 2, transformer_depth_middle=1,
-              transformer_depth_output=[1] * 9 + [0] * 3, context_dim=24, legacy=False)
+stable = dict(
+    image_size=32, in_channels=4, out_channels=4, model_channels=32, num_res_blocks=[2] * 4, num_heads=8,
+    channel_mult=[1, 2, 4, 4], transformer_depth=[1] * 6 + [0] * 2, transformer_depth_middle=1,
+    transformer_depth_output=[1] * 9 + [0] * 3, use_spatial_transformer=True, context_dim=24, legacy=False,
+)
 for arguments, config in (
     (unet_arguments(ImageConfig()), ImageConfig().unet), (stable, UNetConfig(channels=32, context=24))
 ):

@@ -287,6 +287,8 @@ def read_config(path: str | Path) -> TrainConfig:
         )
     if table.get("fp16") and (table.get("bf16") or table.get("shard")):
         raise ConfigError("recipe.fp16 goes neither with bf16 nor with shard; please take bf16, which needs no scaling")
+    if table.get("samples_every") and table.get("shard"):
+        raise ConfigError("recipe.samples_every does not go with shard; sample from the exported file instead")
     if "words" in table:
         raise ConfigError("recipe.words is not for recipes: they are those of the captions")
     if "data" in table:

@@ -14,11 +14,13 @@ from torch import nn
 
 from .. import weights
 from ..text import TextConfig, Vocabulary
+from ..video import read_frames
 from .apply import prepare, share_gradients
 from .config import TrainConfig
 from .data import batches, open_folder
 from .lamb import LAMB
 from .processes import own_parts, rank_and_count, summed, wait
+from .samples import save_samples
 from .state import EMA, load_sharded, load_state, save_sharded, save_state, saved_state, whole_tensors
 from .systems import SYSTEMS
 
@@ -26,6 +28,15 @@ from .systems import SYSTEMS
 def step_generator(seed: int, step: int, part: int = 0) -> torch.Generator:
     """All randomness of one step on the model's side, a function of (seed, part, step) so that resuming needs no thought."""
     return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{part}/{step}".encode()))
+
+
+def open_board(folder: Path):
+    """Where TensorBoard reads a run's curve and samples, if it is installed; else None."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))
 
 
 def train(
@@ -102,6 +113,7 @@ def train(
             tensors = system.export(kept, module) if hasattr(system, "export") else kept
             weights.save(output, tensors, system.info(config, module, step))
 
+    board = open_board(output.with_suffix(".events")) if rank == 0 else None
     last, started, first, running = min(stop_after or config.steps, config.steps), time.monotonic(), done, None
     loss_value, half = math.nan, torch.float16 if config.fp16 else torch.bfloat16
     for step, batch in enumerate(batches(config, vocabulary, done, last, workers, folder), start=done):
@@ -134,6 +146,14 @@ def train(
             report(f"step {step + 1}/{config.steps}  loss {running:.4f}  lr {lr:.2g}  {pace:.2f} s/step  {left} left")
             with open(curve_path, "a", encoding="utf-8") as curve:
                 curve.write(json.dumps({"step": step + 1, "loss": round(running, 5), "lr": lr}) + "\n")
+            if board is not None:
+                board.add_scalar("loss", running, step + 1)
+                board.add_scalar("learning rate", lr, step + 1)
+        if rank == 0 and config.samples_every and (step + 1) % config.samples_every == 0:
+            path = output.with_suffix(".samples") / f"{step + 1}.png"
+            save_samples(path, module, ema, batch, config.seed)
+            if board is not None:
+                board.add_image("samples", read_frames(path)[0], step + 1, dataformats="HWC")
         if (step + 1) % config.save_every == 0 or step + 1 == last:
             save(step + 1)
             wait()

@@ -1,6 +1,6 @@
 """The whole state of a run, so that a resumed run continues to the same bits.
 
-One safetensors file; of a sharded run a folder of them, to which each process writes its part, by torch.distributed.checkpoint.
+One safetensors file; of a sharded run a folder of them, where torch.distributed.checkpoint puts each process's part.
 """
 
 import json
@@ -53,6 +53,11 @@ def _tensors(module: nn.Module, ema: EMA | None, optimiser: torch.optim.Optimize
     return tensors
 
 
+def _flat(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Numbers as tensors of one axis, which is what the format has; the same memory."""
+    return {key: value.reshape(1) if value.ndim == 0 else value for key, value in tensors.items()}
+
+
 def save_sharded(path: Path, module: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer, info: dict) -> None:
     """The same into a folder, by all processes together; an old one stays until the new one is whole."""
     partial, old = path.with_name(path.name + ".partial"), path.with_name(path.name + ".old")
@@ -60,10 +65,7 @@ def save_sharded(path: Path, module: nn.Module, ema: EMA, optimiser: torch.optim
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     wait()
-    # A parameter that no gradient has reached yet has no moments, and which those are may differ from process to process.
-    tensors = {
-        key: value.reshape(1) if value.ndim == 0 else value for key, value in _tensors(module, ema, optimiser).items()
-    }
+    tensors = _flat(_tensors(module, ema, optimiser))
     dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True))
     if rank_and_count()[0] == 0:
         (partial / RUN).write_text(json.dumps(info), encoding="utf-8")
@@ -103,9 +105,7 @@ def load_sharded(path: Path, module: nn.Module, ema: EMA, optimiser: torch.optim
             like = parameters[int(index)].detach()
             state.setdefault(int(index), {})[moment] = torch.zeros(()) if moment == "step" else torch.zeros_like(like)
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    tensors = _tensors(module, ema, optimiser)
-    flat = {key: value.reshape(1) if value.ndim == 0 else value for key, value in tensors.items()}  # views of them
-    dcp.load(flat, storage_reader=reader)
+    dcp.load(_flat(_tensors(module, ema, optimiser)), storage_reader=reader)
     return info
 
 

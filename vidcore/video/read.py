@@ -18,7 +18,10 @@ class VideoError(ValueError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file holds: ``frames`` decodable frames of ``height`` x ``width`` at ``rate`` frames per second."""
+    """What a file holds: ``frames`` decodable frames of ``height`` x ``width`` at ``rate`` frames per second.
+
+    Height and width are those of what is shown: of a phone's video that is to be turned, after turning it.
+    """
 
     frames: int
     height: int
@@ -55,7 +58,8 @@ def probe(path: str | os.PathLike) -> VideoInfo:
         raise VideoError(f"{Path(path).name} has no frames.")
     with av.open(os.fspath(path)) as container:
         rate = container.streams.video[0].average_rate or Fraction(0)
-    return VideoInfo(count, frame.height, frame.width, rate)
+    height, width = (frame.width, frame.height) if frame.rotation % 180 else (frame.height, frame.width)
+    return VideoInfo(count, height, width, rate)
 
 
 def read_frames(path: str | os.PathLike, indices: Iterable[int] | None = None) -> Tensor:
@@ -68,7 +72,7 @@ def read_frames(path: str | os.PathLike, indices: Iterable[int] | None = None) -
         indices: frame numbers from 0, any order, repeats allowed; None for all.
 
     Returns:
-        uint8 T H W 3, RGB.
+        uint8 T H W 3, RGB, turned as the file says that it be shown.
 
     Raises:
         VideoError: if the file cannot be read or has no frame of that number.
@@ -82,7 +86,8 @@ def read_frames(path: str | os.PathLike, indices: Iterable[int] | None = None) -
     index = -1
     for index, frame in _decode(path):
         if needed is None or index in needed:
-            kept[index] = frame.to_ndarray(format="rgb24")
+            # The file says by how many degrees, counterclockwise, a player turns what is stored.
+            kept[index] = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
         if index == last:
             break
     if index < 0 or (last is not None and last > index):

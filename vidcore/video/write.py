@@ -1,4 +1,4 @@
-"""Encode frames to an H.264 mp4."""
+"""Encode frames to an H.264 mp4, or one picture to a PNG."""
 
 import os
 from fractions import Fraction
@@ -40,3 +40,25 @@ def write_video(path: str | os.PathLike, frames: Tensor, rate: Fraction | float,
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_picture(path: str | os.PathLike, picture: Tensor) -> None:
+    """Write a PNG; readers see the old file or the whole new one.
+
+    Args:
+        path: ends in ``.png``.
+        picture: uint8 H W 3, RGB.
+
+    Raises:
+        ValueError: if the picture's shape or type does not fit.
+    """
+    if picture.ndim != 3 or picture.shape[-1] != 3 or str(picture.dtype) != "torch.uint8":
+        raise ValueError(f"expected a uint8 picture H W 3, got {picture.dtype} {tuple(picture.shape)}")
+    encoder = av.CodecContext.create("png", "w")
+    encoder.height, encoder.width, encoder.pix_fmt = picture.shape[0], picture.shape[1], "rgb24"
+    encoder.time_base = Fraction(1)
+    packets = encoder.encode(av.VideoFrame.from_ndarray(picture.cpu().contiguous().numpy(), format="rgb24"))
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(b"".join(bytes(packet) for packet in (*packets, *encoder.encode())))
+    os.replace(partial, path)
