@@ -15,6 +15,7 @@ from .mitigate import MitigatingGradientSampling
 from .oscillate import OscillatingGuidance
 from .sample import SampleVideo
 from .samplers import SamplerEDMHeun, SamplerVDM
+from .score import ScoreVideo
 from .sparse_causal import SparseCausalAttention
 from .threshold import DynamicThresholding
 from .train_motion import LoadMotionModule, TrainMotionModule
@@ -32,5 +33,5 @@ class VidCore(ComfyExtension):
             DDIMInvert, SparseCausalAttention, TuneAVideo, LoadTunedVideo,
             EncodeContentMotion, DecodeContentMotion, AttachContentFrame,
             SamplerEDMHeun, SetFrameRate, MitigatingGradientSampling, UpsampleVideoCascade,
-            DynamicThresholding, TrainMotionModule, LoadMotionModule,
+            DynamicThresholding, TrainMotionModule, LoadMotionModule, ScoreVideo,
         ]  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from vidcore.metrics.frechet import Moments, frechet_distance, inception_score
-from vidcore.metrics.pixels import flicker, psnr, ssim
+from vidcore.metrics.pixels import flicker, frame_consistency, psnr, ssim
 from vidcore.video import write_video
 
 
@@ -150,3 +150,14 @@ def test_two_files_of_features_are_compared(tmp_path):
     ):
         failed = run("features", tmp_path / "made.safetensors", tmp_path / f"{name}.safetensors")
         assert failed.returncode and message in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_frame_consistency_is_the_mean_cosine_of_all_pairs():
+    features = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    pairs = [
+        torch.nn.functional.cosine_similarity(features[i], features[j], dim=0) for i in range(5) for j in range(5) if i != j
+    ]
+    assert frame_consistency(features) == pytest.approx(100 * float(torch.stack(pairs).mean()), abs=1e-4)
+    assert frame_consistency(features[:1].expand(3, -1)) == pytest.approx(100)
+    with pytest.raises(ValueError, match="two frames or more"):
+        frame_consistency(features[:1])

@@ -25,6 +25,7 @@ def test_every_node_is_there_and_no_stock_node_has_its_name(ours):
         "DDIMInvert", "SparseCausalAttention", "TuneAVideo", "LoadTunedVideo",
         "EncodeContentMotion", "DecodeContentMotion", "AttachContentFrame", "SamplerEDMHeun", "SetFrameRate",
         "MitigatingGradientSampling", "UpsampleVideoCascade", "DynamicThresholding",
+        "ScoreVideo",
         "TrainMotionModule", "LoadMotionModule",
     }  # fmt: skip
 
@@ -110,6 +111,7 @@ def test_input_order_is_kept_for_saved_workflows(ours):
             "overlap", "weight", "memory_saver",
         ],
         "DynamicThresholding": ["model", "percentile", "limit"],
+        "ScoreVideo": ["images", "reference", "clip_vision"],
         "TrainMotionModule": [
             "model", "vae", "folder", "caption", "length", "every", "steps", "learning_rate", "seed", "name", "clip",
             "positive", "frames", "width", "height", "contrast", "attention_loss", "frame_tokens", "mapping",

@@ -1,4 +1,4 @@
-"""Scores of clips by their pixels: PSNR, SSIM, flicker."""
+"""Scores of clips by their pixels (PSNR, SSIM, flicker), and of their frames by their features (consistency)."""
 
 import torch
 import torch.nn.functional as F
@@ -50,3 +50,18 @@ def flicker(clip: Tensor) -> float:
     if len(clip) < 2:
         raise ValueError(f"flicker needs two frames or more, got {len(clip)}")
     return float((clip[1:].double() - clip[:-1].double()).abs().mean())
+
+
+def frame_consistency(features: Tensor) -> float:
+    """The mean cosine between the features of all pairs of frames, times 100 (Tune-A-Video, arXiv 2212.11565, section 5).
+
+    Args:
+        features: of an image encoder, T D; CLIP's in the paper.
+
+    Raises:
+        ValueError: for fewer than two frames.
+    """
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"frame consistency needs features T D of two frames or more, got {tuple(features.shape)}")
+    unit, count = F.normalize(features.double(), dim=1), len(features)
+    return float(100 * (unit.sum(dim=0).square().sum() - count) / (count * (count - 1)))
