@@ -89,7 +89,7 @@ def quiet(_):
 
 def test_what_can_serve_is_kept_and_the_rest_is_named_with_the_reason(videos, tmp_path):
     said = []
-    found, pictures = scan(videos / "videos", tmp_path, 16, 0.4, said.append)
+    found, pictures = scan(videos / "videos", tmp_path, ((16, 16),), 0.4, said.append)
     assert [(i.name, i.frames, round(i.rate), i.caption) for i in found] == [
         ("a.mp4", 8, 8, "A red circle moves left."), ("b.avi", 30, 24, "A green ring, rising"),
         ("c.webm", 14, 12, "a blue square falls"),
@@ -105,22 +105,22 @@ def test_what_can_serve_is_kept_and_the_rest_is_named_with_the_reason(videos, tm
     times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     (videos / "videos" / "b.avi").rename(videos / "videos" / "b2.avi")
     try:
-        again, _ = scan(videos / "videos", tmp_path, 16, 0.4, quiet)
+        again, _ = scan(videos / "videos", tmp_path, ((16, 16),), 0.4, quiet)
     finally:
         (videos / "videos" / "b2.avi").rename(videos / "videos" / "b.avi")
     assert [i.name for i in again] == ["a.mp4", "c.webm"]  # the list has no caption for the new name
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
     with pytest.raises(DataError, match="there is no folder"):
-        scan(videos / "none", tmp_path, 16, 0.4)
+        scan(videos / "none", tmp_path, ((16, 16),), 0.4)
     with pytest.raises(DataError, match="has no usable video"):
-        scan(videos / "videos" / "more", tmp_path, 16, 60, quiet)
+        scan(videos / "videos" / "more", tmp_path, ((16, 16),), 60, quiet)
 
 
 def test_frames_are_scaled_and_the_middle_is_cut_out():
     wide = torch.zeros(2, 8, 16, 3, dtype=torch.uint8)
     wide[:, :, 4:12] = 200
-    assert torch.equal(cut(wide, 8), torch.full((2, 8, 8, 3), 200, dtype=torch.uint8))
-    assert cut(torch.zeros(1, 9, 7, 3, dtype=torch.uint8), 16).shape == (1, 16, 16, 3)
+    assert torch.equal(cut(wide, (8, 8)), torch.full((2, 8, 8, 3), 200, dtype=torch.uint8))
+    assert cut(torch.zeros(1, 9, 7, 3, dtype=torch.uint8), (16, 16)).shape == (1, 16, 16, 3)
 
 
 def test_every_video_comes_once_in_a_round():
@@ -130,7 +130,7 @@ def test_every_video_comes_once_in_a_round():
 
 
 def test_frame_numbers_keep_the_time_between_frames(videos, tmp_path):
-    item = scan(videos / "videos", tmp_path, 16, 0.4, quiet)[0][1]  # 30 frames at 24 a second
+    item = scan(videos / "videos", tmp_path, ((16, 16),), 0.4, quiet)[0][1]  # 30 frames at 24 a second
     rng = np.random.default_rng(0)
     for _ in range(20):
         numbers = frame_numbers(item, 4, 1 / 8, rng)
@@ -196,3 +196,60 @@ def test_captions_and_lengths_that_do_not_fit_are_named(videos, tmp_path):
         open_folder(read_config(tmp_path / "r.toml"), tmp_path, said.append)
     assert any("a.mp4 has 8 frames, and training takes 9" in line for line in said)
     assert any("the caption of b.avi has 4 words; text_length is 3" in line for line in said)
+
+
+# ---------------------------------------------------------------------------------------------------------- several sizes
+
+
+def test_each_video_takes_the_size_nearest_to_its_shape_and_a_batch_has_one(videos, tmp_path):
+    text = RECIPE.replace("rate = 8\n", "rate = 8\nsizes = [[16, 16], [16, 24], [24, 16]]\n")
+    text = text.replace("steps = 6", "steps = 60")
+    (tmp_path / "videos").symlink_to(videos / "videos")
+    (tmp_path / "r.toml").write_text(text)
+    config = read_config(tmp_path / "r.toml")
+    folder = open_folder(config, tmp_path, quiet)
+    # a is 32x32; b is 48 high and 64 wide; c is 64 high and 36 wide.
+    assert {item.name: item.size for item in folder.videos} == {"a.mp4": (16, 16), "b.avi": (16, 24), "c.webm": (24, 16)}
+    vocabulary = Vocabulary(folder.words, 24)
+    seen = [batch.clips.shape[-2:] for batch in batches(config, vocabulary, 0, 60, 0, folder)]
+    assert set(seen) == {(16, 16), (16, 24), (24, 16)} and min(seen.count(size) for size in set(seen)) > 8
+    again = [batch.clips for batch in batches(config, vocabulary, 40, 42, 0, open_folder(config, tmp_path, quiet))]
+    first = [batch.clips for batch in batches(config, vocabulary, 40, 42, 0, folder)]
+    assert all(torch.equal(a, b) for a, b in zip(again, first))
+
+
+def test_videos_of_one_size_come_in_rounds_whatever_the_turns(videos, tmp_path):
+    (tmp_path / "videos").symlink_to(videos / "videos")
+    text = RECIPE.replace("rate = 8\n", "rate = 8\nsizes = [[16, 16], [16, 24]]\n").replace("batch = 2", "batch = 1")
+    (tmp_path / "r.toml").write_text(text.replace("steps = 6", "steps = 40").replace("images = 1", "images = 0"))
+    config = read_config(tmp_path / "r.toml")
+    folder = open_folder(config, tmp_path, quiet)
+    square = [item.caption for item in folder.videos if item.size == (16, 16)]
+    assert len(square) == 2  # a, and c that stands upright
+    vocabulary = Vocabulary(folder.words, 24)
+    rounds = [
+        tuple(batch.tokens[0].tolist())
+        for batch in batches(config, vocabulary, 0, 40, 0, folder)
+        if batch.clips.shape[-1] == 16
+    ]
+    assert len(rounds) > 8 and all(len(set(rounds[i : i + 2])) == 2 for i in range(0, len(rounds) - 1, 2))
+
+
+def test_training_on_several_sizes_resumes_to_the_same_bits(videos, tmp_path):
+    text = RECIPE.replace("rate = 8\n", "rate = 8\nsizes = [[16, 16], [16, 24], [24, 16]]\n")
+    for name, stops in (("whole", (None,)), ("parts", (2, None))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "videos").symlink_to(videos / "videos")
+        (tmp_path / name / "r.toml").write_text(text)
+        for stop in stops:
+            train(read_config(tmp_path / name / "r.toml"), tmp_path / name, stop, report=quiet)
+    one, two = (weights.load(tmp_path / name / "out" / "mine.safetensors")[0] for name in ("whole", "parts"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    load_vdm(tmp_path / "whole" / "out" / "mine.safetensors")
+
+
+@pytest.mark.parametrize("sizes", ["[[16, 17]]", "[[16]]", "[16, 16]", "[[0, 16]]", '[["a", 16]]'])
+def test_sizes_that_no_model_takes_are_refused(tmp_path, sizes):
+    (tmp_path / "r.toml").write_text(RECIPE.replace("rate = 8\n", f"rate = 8\nsizes = {sizes}\n"))
+    with pytest.raises(ConfigError, match="data.sizes takes pairs of height and width that are multiples of"):
+        read_config(tmp_path / "r.toml")

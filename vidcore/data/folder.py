@@ -8,6 +8,7 @@ reason, and left out: a run never stops for one, nor puts another in its place.
 import csv
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -42,6 +43,7 @@ class Item:
         frames: their number; 1 for a picture.
         rate: frames per second; 0 for a picture.
         kept: the safetensors file with ``frames``, uint8 T H W 3.
+        size: height and width there.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Item:
     frames: int
     rate: float
     kept: Path
+    size: tuple[int, int]
 
     def read(self, indices: Iterable[int]) -> Tensor:
         """Frames by number, uint8 T H W 3."""
@@ -78,14 +81,18 @@ def captions_in(folder: Path) -> dict[str, str]:
 
 
 def scan(
-    folder: Path, cache: Path, size: int, shortest: float, report: Callable[[str], None] = print
+    folder: Path,
+    cache: Path,
+    sizes: tuple[tuple[int, int], ...],
+    shortest: float,
+    report: Callable[[str], None] = print,
 ) -> tuple[list[Item], list[Item]]:
     """The usable videos and pictures of a folder, decoded and kept.
 
     Args:
         folder: with videos and pictures, and beside each a ``.txt`` with its caption, or lists (`captions_in`).
         cache: folder for what is kept.
-        size: height and width to scale and cut to.
+        sizes: heights and widths to scale and cut to; each file takes the one whose shape is nearest to its own.
         shortest: seconds that a video must last at least.
         report: called with a line for every file that is left out.
 
@@ -101,7 +108,7 @@ def scan(
         if kind is None:
             continue
         try:
-            item = _keep(path, cache, size, listed)
+            item = _keep(path, cache, sizes, listed)
             if kind is VIDEOS and item.frames < shortest * item.rate:
                 raise VideoError(f"{path.name} lasts {item.frames / item.rate:.2f} s, and training takes {shortest:.2f} s.")
             found[kind].append(item)
@@ -112,14 +119,19 @@ def scan(
     return found[VIDEOS], found[PICTURES]
 
 
-def _keep(path: Path, cache: Path, size: int, listed: dict[str, str]) -> Item:
+def _keep(path: Path, cache: Path, sizes: tuple[tuple[int, int], ...], listed: dict[str, str]) -> Item:
     """A file's `Item`, decoded unless it was before. Raises `VideoError` if it cannot serve."""
     beside = path.with_suffix(".txt")
     text = beside.read_text(encoding="utf-8").strip() if beside.is_file() else listed.get(path.name, listed.get(path.stem))
     if not text:
         raise VideoError(f"{path.name} has no caption, neither in {beside.name} nor in a list.")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:24]
-    kept = cache / f"{digest}-{size}.safetensors"
+    shape = _shape(cache, digest)
+    if shape is None:
+        info = probe(path)
+        shape = info.height, info.width
+    size = nearest_size(shape, sizes)
+    kept = cache / f"{digest}-{size[0]}x{size[1]}.safetensors"
     if not kept.exists():
         info = probe(path)
         rate = 0.0 if path.suffix.lower() in PICTURES else float(info.rate)
@@ -127,22 +139,36 @@ def _keep(path: Path, cache: Path, size: int, listed: dict[str, str]) -> Item:
             raise VideoError(f"{path.name} states {rate:.0f} frames per second.")
         frames = read_frames(path) if rate else read_frames(path, [0])
         part = kept.with_suffix(".part")
-        save_file({"frames": cut(frames, size)}, part, {"rate": repr(rate)})
+        save_file({"frames": cut(frames, size)}, part, {"rate": repr(rate), "shape": json.dumps(shape)})
         os.replace(part, kept)
     with safe_open(kept, framework="pt") as file:
-        return Item(path.name, text, file.get_slice("frames").get_shape()[0], float(file.metadata()["rate"]), kept)
+        frames, rate = file.get_slice("frames").get_shape()[0], float(file.metadata()["rate"])
+    return Item(path.name, text, frames, rate, kept, size)
 
 
-def cut(frames: Tensor, size: int) -> Tensor:
-    """uint8 T H W 3 scaled until the shorter side is ``size``, and the middle of the longer one; uint8 T size size 3."""
+def _shape(cache: Path, digest: str) -> tuple[int, int] | None:
+    """Height and width of a file as it was when it was decoded, if it was."""
+    for kept in cache.glob(f"{digest}-*.safetensors"):
+        with safe_open(kept, framework="pt") as file:
+            return tuple(json.loads(file.metadata()["shape"]))
+    return None
+
+
+def nearest_size(shape: tuple[int, int], sizes: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    """The size of ``sizes`` whose ratio of height to width is nearest to that of ``shape``, as a factor."""
+    return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] * shape[1] / shape[0])))
+
+
+def cut(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 T H W 3 scaled until ``size``, height and width, is just covered, and the middle of that; uint8 T h w 3."""
     height, width = frames.shape[1:3]
-    factor = size / min(height, width)
-    shape = max(size, round(height * factor)), max(size, round(width * factor))
+    factor = max(size[0] / height, size[1] / width)
+    shape = max(size[0], round(height * factor)), max(size[1], round(width * factor))
     parts = []
     for part in frames.split(64):
         x = F.interpolate(part.movedim(-1, 1).float(), shape, mode="bilinear", antialias=True, align_corners=False)
-        top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-        parts.append(x[:, :, top : top + size, left : left + size].round().clamp(0, 255).byte().movedim(1, -1))
+        top, left = (shape[0] - size[0]) // 2, (shape[1] - size[1]) // 2
+        parts.append(x[:, :, top : top + size[0], left : left + size[1]].round().clamp(0, 255).byte().movedim(1, -1))
     return torch.cat(parts).contiguous()
 
 

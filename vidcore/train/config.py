@@ -86,11 +86,14 @@ class Data:
         folder: relative to the run's root; videos and pictures, with captions.
         rate: frames per second to train at; 0 takes each video's own frames.
         from_start: whether clips begin where their videos do, instead of anywhere.
+        sizes: heights and widths, as [[64, 64], [48, 80]], in place of squares of the phases' ``size``: each video takes the
+            one that is nearest to its shape, and each batch has videos of one.
     """
 
     folder: str
     rate: float = 0.0
     from_start: bool = False
+    sizes: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -298,5 +301,12 @@ def read_config(path: str | Path) -> TrainConfig:
             raise ConfigError(f"with a folder of videos all phases have one size; got {sorted(sizes)}")
         if not data.rate and any(kind.rates != (1.0,) for phase in phases for kind in (phase, *phase.turns)):
             raise ConfigError("rates need data.rate, the frame rate that they divide")
-        table = {**table, "data": data}
+        for size in data.sizes:
+            whole = isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)
+            if not whole or hasattr(model, "fixed") or any(n % model.stride for n in size):
+                raise ConfigError(
+                    f"data.sizes takes pairs of height and width that are multiples of {model.stride}, for models of no "
+                    f"fixed size; got {size}"
+                )
+        table = {**table, "data": dataclasses.replace(data, sizes=tuple(map(tuple, data.sizes)))}
     return _build(TrainConfig, {**table, "model": model, "phases": phases}, "recipe")

@@ -1,7 +1,7 @@
 """Batches of the procedural shapes; step n's batch is a function of (seed, rank, n) alone."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,12 +89,20 @@ class Folder:
         videos, pictures: of `folder.scan`.
         rate: frames per second; 0 for each video's own.
         from_start: whether clips begin where their videos do.
+        turns: of each step which size of `sizes` its batch has, and how many videos of that size earlier ones took; None
+            where all have one.
     """
 
     videos: list[Item]
     pictures: list[Item]
     rate: float
     from_start: bool = False
+    turns: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Of the videos, sorted."""
+        return sorted({item.size for item in self.videos})
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -104,11 +112,15 @@ class Folder:
     def batch(self, phase: Phase, vocabulary: Vocabulary, seed: int, step: int, first: int) -> Batch:
         """The batch of a step, from draw ``first`` of the videos on; pictures, or frames of other videos, go beside them."""
         rng, clips, tokens, image_tokens, intervals = np.random.default_rng((seed, step)), [], [], [], []
-        for number in in_order(len(self.videos), first, phase.batch, seed):
-            item = self.videos[number]
+        videos, own = self.videos, self.pictures
+        if self.turns is not None:
+            size, first = self.sizes[self.turns[0][step]], int(self.turns[1][step])
+            videos, own = ([item for item in items if item.size == size] for items in (videos, own))
+        for number in in_order(len(videos), first, phase.batch, seed):
+            item = videos[number]
             interval = float(rng.choice(phase.rates)) / (self.rate or item.rate)
             frames = item.read(frame_numbers(item, phase.frames, interval, rng, self.from_start))
-            others = self.pictures or self.videos
+            others = own or videos
             stills = [others[i] for i in rng.integers(len(others), size=phase.images)]
             pictures = [still.read([int(rng.integers(still.frames))]) for still in stills]
             clips.append(torch.cat([frames, *pictures]))
@@ -129,7 +141,8 @@ def open_folder(config: TrainConfig, root: Path, report=print) -> Folder:
     # At the videos' own rates no length in seconds is known beforehand: their frames are counted below.
     shortest = max((kind.frames - 1) * max(kind.rates) / config.data.rate if config.data.rate else 0.0 for kind in kinds)
     cache = (root / config.output).parent / "video_cache"
-    videos, pictures = scan(root / config.data.folder, cache, kinds[0].size, shortest, report)
+    sizes = config.data.sizes or ((kinds[0].size, kinds[0].size),)
+    videos, pictures = scan(root / config.data.folder, cache, sizes, shortest, report)
     longest = max(kind.frames for kind in kinds)
     known = set(config.words) if config.text_from or config.image_from else None
 
@@ -149,7 +162,19 @@ def open_folder(config: TrainConfig, root: Path, report=print) -> Folder:
         raise DataError(f"{root / config.data.folder} has no video of {longest} frames or more with a caption that fits")
     if config.system == "tune_a_video" and len(videos) > 1:
         raise DataError(f"Tune-A-Video learns one clip; {root / config.data.folder} has {len(videos)} videos that serve")
-    return Folder(videos, pictures, config.data.rate, config.data.from_start)
+    folder = Folder(videos, pictures, config.data.rate, config.data.from_start)
+    return replace(folder, turns=size_turns(folder, config)) if len(folder.sizes) > 1 else folder
+
+
+def size_turns(folder: Folder, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    """`Folder.turns`: sizes in random turns, as often as there are videos of them; each size's videos then come in order."""
+    share = np.array([sum(item.size == size for item in folder.videos) for size in folder.sizes]) / len(folder.videos)
+    turns = np.random.default_rng((config.seed, len(share))).choice(len(share), config.steps, p=share)
+    taken, before = np.zeros(len(share), np.int64), np.zeros(config.steps, np.int64)
+    for step, turn in enumerate(turns):
+        before[step] = taken[turn]
+        taken[turn] += config.at(step)[0].batch
+    return turns, before
 
 
 @dataclass
