@@ -75,12 +75,12 @@ class TrainMotionModule(io.ComfyNode):
                 io.Int.Input("width", default=0, min=0, max=4096, optional=True, tooltip="Cuts all clips to it; 0: theirs."),
                 io.Int.Input("height", default=0, min=0, max=4096, optional=True, tooltip="As width."),
                 io.Float.Input(
-                    "contrast", default=0.01, min=0.0, max=100.0, step=0.001, round=0.00001, optional=True,
+                    "contrast", default=0.001, min=0.0, max=100.0, step=0.001, round=0.00001, optional=True,
                     tooltip="Weight of the loss that pulls frames of a clip together in the bottleneck, away from other "
                     "clips. 0 leaves it out; with one clip alone it does nothing.",
                 ),
                 io.Float.Input(
-                    "attention_loss", default=0.01, min=0.0, max=100.0, step=0.001, round=0.00001, optional=True,
+                    "attention_loss", default=0.001, min=0.0, max=100.0, step=0.001, round=0.00001, optional=True,
                     tooltip="Weight of the loss that makes successive frames attend alike. 0 leaves it out; too much "
                     "freezes the motion.",
                 ),
@@ -125,7 +125,7 @@ class TrainMotionModule(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, vae, folder, caption, length, every, steps, learning_rate, seed, name, clip=None, positive=None,
-        frames=None, width=0, height=0, contrast=0.01, attention_loss=0.01, frame_tokens=4, mapping=64, preview_every=200,
+        frames=None, width=0, height=0, contrast=0.001, attention_loss=0.001, frame_tokens=4, mapping=64, preview_every=200,
         memory_saver=False, continue_from=NEW, keep_state=False, max_frames=512,
     ) -> io.NodeOutput:  # fmt: skip
         config = motion_config(model, "Train Motion Module", length, frame_tokens=frame_tokens, mapping=mapping)

@@ -182,6 +182,18 @@ def test_a_motion_module_learns_from_the_clip_before_it(server, tools, output):
     path.unlink()
 
 
+def test_harivo_text_to_video_is_of_one_piece_and_moves_and_strength_counts(server, tools, output):
+    """For the prompt that ships. How often a clip follows its word for motion is a figure of the module's card."""
+    clip = clip_of(render(server, tools, output, "harivo_text_to_video"))
+    found = agreement(clip, Scene((Thing("circle", "red", "large", "left"),), "dark blue"))
+    assert all(found[key] for key in ("background", "count", "colour", "shape")), f"{found}: {observe(clip)}"
+    (thing,) = observe(clip).things
+    assert np.ptp(thing.path, axis=0).max() > 0.1  # of the frame's width: it moves
+    alone = clip_of(render(server, tools, output, "harivo_text_to_video", "How it moves.strength=0"))
+    change = [np.abs(np.diff(c, axis=0)).mean() for c in (clip, alone)]
+    assert change[0] < 0.5 * change[1], change  # without the module, eight pictures that have nothing to do with each other
+
+
 def test_workflows_for_stable_diffusion_run_on_that_layout(server, tools, output):
     """Random weights make no picture, but every wire and shape is real; at small sizes."""
     write_video(server.base / "input" / "clip.mp4", torch.randint(0, 255, (3, 48, 64, 3), dtype=torch.uint8), 8)

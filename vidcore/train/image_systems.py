@@ -99,8 +99,8 @@ class HarivoSizes:
     frames: int = 16
     frame_tokens: int = 4
     mapping: int = 64
-    contrast: float = 0.01
-    attention_loss: float = 0.01
+    contrast: float = 0.001
+    attention_loss: float = 0.001
     queue: int = 64
     stride: int = dataclasses.field(default=8, init=False)
 
