@@ -191,7 +191,7 @@ def test_harivo_text_to_video_is_of_one_piece_and_moves_and_strength_counts(serv
     assert np.ptp(thing.path, axis=0).max() > 0.1  # of the frame's width: it moves
     alone = clip_of(render(server, tools, output, "harivo_text_to_video", "How it moves.strength=0"))
     change = [np.abs(np.diff(c, axis=0)).mean() for c in (clip, alone)]
-    assert change[0] < 0.5 * change[1], change  # without the module, eight pictures that have nothing to do with each other
+    assert change[0] < 0.7 * change[1], change  # without the module, eight pictures that have nothing to do with each other
 
 
 def test_workflows_for_stable_diffusion_run_on_that_layout(server, tools, output):
