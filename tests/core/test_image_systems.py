@@ -1,7 +1,5 @@
 """Image models without the host, and what trains beside one: identities, gradients, recipes from nothing to a file."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -22,7 +20,6 @@ from vidcore.text import TextConfig, TextEncoder
 from vidcore.train.config import ConfigError, read_config
 from vidcore.train.loop import train
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = ImageConfig(channels=32, multipliers=(1, 2), context=16)
 
 
