@@ -1,6 +1,7 @@
 """HARIVO's losses against their formulas on hand-made inputs, its queue, and its motion module at the start."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from vidcore.systems.harivo import (
     decoupled_contrastive,
     temporal_regularised,
 )
-from vidcore.systems.harivo.net import places
+from vidcore.systems.harivo.net import Convolution, places
 from vidcore.systems.harivo.wire import Watched
 from vidcore.systems.tune_a_video import Block
 
@@ -223,20 +224,23 @@ def test_what_is_watched_is_what_the_layers_make_and_pictures_take_no_part(image
 # ---------------------------------------------------------------------------------------------------------- the module
 
 CONFIG = HarivoConfig((Block("a", 16, 2), Block("b", 24, 3)), channels=4, context=12, frame_tokens=2, mapping=8, frames=4)
+WITH_CONVOLUTION = replace(CONFIG, convolution=True)
 
 
-def test_the_module_starts_from_the_image_model():
-    module = MotionModule(CONFIG).init_weights(3)
+@pytest.mark.parametrize("config", [CONFIG, WITH_CONVOLUTION])
+def test_the_module_starts_from_the_image_model(config):
+    module = MotionModule(config).init_weights(3)
     x, z, told = draw(8, 6, 16), draw(2, 4, 4, 6, 6), draw(8, 2, 12)
     assert torch.equal(module.temporal[0](x, 4, (2, 3), told), x)
     assert torch.equal(module.mapping(z, torch.tensor([0.1, 0.9])), z)
-    again = MotionModule(CONFIG).init_weights(3).state_dict()
+    again = MotionModule(config).init_weights(3).state_dict()
     assert all(torch.equal(value, again[key]) for key, value in module.state_dict().items())
     assert MotionModule(HarivoConfig(CONFIG.blocks, 4, 12, 0, 0)).mapping is None
 
 
-def test_every_part_of_the_module_counts_and_learns():
-    module = MotionModule(CONFIG).init_weights(3)
+@pytest.mark.parametrize("config", [CONFIG, WITH_CONVOLUTION])
+def test_every_part_of_the_module_counts_and_learns(config):
+    module = MotionModule(config).init_weights(3)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(parameter))))
@@ -265,6 +269,20 @@ def test_a_module_without_frame_tokens_has_layers_that_are_told_nothing():
     module = MotionModule(HarivoConfig(CONFIG.blocks, 4, 12, 0, 0)).init_weights(3)
     layer, x = module.temporal[0], draw(8, 6, 16)
     assert module.frame_tokens is None and layer.told is None and torch.equal(layer(x, 4, (2, 3)), x)
+
+
+def test_the_convolution_can_follow_a_thing_from_frame_to_frame():
+    layer = Convolution(4)
+    with torch.no_grad():  # what was one pixel to the right in the frame before
+        for parameter in layer.parameters():
+            parameter.zero_()
+        layer.pixels.weight[0, 0, 1, 2] = 1
+        layer.frames.weight[0, 0] = 1
+    x = draw(2 * 3, 4 * 5, 4)
+    clip = x.reshape(2, 3, 4, 5, 4)[..., 0]
+    made = layer(x, 3, (4, 5)).reshape(2, 3, 4, 5, 4)
+    torch.testing.assert_close(made[:, 1:, :, :-1, 0], F.silu(clip[:, :-1, :, 1:]))
+    assert not made[:, 0].any() and not made[..., 1:].any() and not made[:, :, :, -1].any()
 
 
 def test_places_are_alike_at_all_sizes():

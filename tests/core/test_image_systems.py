@@ -70,7 +70,7 @@ def test_an_untrained_motion_module_without_tokens_is_the_image_model_frame_by_f
     z, t, context = inputs()
     expected = frame_by_frame(small_net(), z, t, context)
     net = small_net()
-    moving = MovingImage(net, MotionModule(motion_config(net, 3, 0, 8)).init_weights(0))
+    moving = MovingImage(net, MotionModule(motion_config(net, 3, frame_tokens=0, mapping=8)).init_weights(0))
     torch.testing.assert_close(moving(z, t, context), expected, atol=1e-5, rtol=1e-5)
     torch.manual_seed(3)
     for parameter in moving.module.parameters():
@@ -106,7 +106,7 @@ def test_gradients_reach_the_layers_and_nothing_of_the_image_model():
     for kind in ("harivo", "tune"):
         net = small_net()
         if kind == "harivo":
-            beside = MovingImage(net, MotionModule(motion_config(net, 3, 2, 8)).init_weights(0))
+            beside = MovingImage(net, MotionModule(motion_config(net, 3, frame_tokens=2, mapping=8)).init_weights(0))
         else:
             beside = InflatedImage(net, TunedLayers(tune_config(net, True)).init_weights(0))
         torch.manual_seed(4)
@@ -202,7 +202,11 @@ def test_a_harivo_recipe_trains_the_module_alone(tmp_path, base):
     )  # fmt: skip
     module, mark, _ = load_motion(path)
     net, _ = load_image(base / "image.safetensors")
-    assert info["steps"] == 4 and module.config == motion_config(net, 3, 2, 8) and torch.equal(mark, fingerprint(net))
+    assert (
+        info["steps"] == 4
+        and module.config == motion_config(net, 3, frame_tokens=2, mapping=8)
+        and torch.equal(mark, fingerprint(net))
+    )
     assert all(layer.attention.to_out.weight.any() for layer in module.temporal) and module.mapping.out.weight.any()
     assert not [key for key in weights.load(path)[0] if not key.startswith("module.") and key != "base"]
     state = weights.load(path.with_suffix(".state"))[0]

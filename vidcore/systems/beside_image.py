@@ -119,9 +119,9 @@ def blocks_of(net: PixelUNet) -> tuple[Block, ...]:
     return tuple(Block(name, part.attn1.to_q.in_features, part.n_heads) for name, part in net.transformers())
 
 
-def motion_config(net: PixelUNet, frames: int, frame_tokens: int, mapping: int) -> HarivoConfig:
-    """The motion module that fits an image model."""
-    return HarivoConfig(blocks_of(net), net.config.out_channels, net.config.context, frame_tokens, mapping, frames)
+def motion_config(net: PixelUNet, frames: int, **sizes) -> HarivoConfig:
+    """The motion module that fits an image model; ``sizes`` are the other fields of `HarivoConfig`."""
+    return HarivoConfig(blocks_of(net), net.config.out_channels, net.config.context, frames=frames, **sizes)
 
 
 def tune_config(net: PixelUNet, order: bool) -> TuneConfig:

@@ -91,7 +91,7 @@ class HarivoSizes:
 
     Args:
         frames: of a clip.
-        frame_tokens, mapping: as in `HarivoConfig`.
+        frame_tokens, mapping, convolution: as in `HarivoConfig`.
         contrast, attention_loss: weights of the two losses; 0 leaves one out.
         queue: features of other clips that a clip is held against.
     """
@@ -99,6 +99,7 @@ class HarivoSizes:
     frames: int = 16
     frame_tokens: int = 4
     mapping: int = 64
+    convolution: bool = False
     contrast: float = 0.001
     attention_loss: float = 0.001
     queue: int = 64
@@ -120,7 +121,8 @@ class Harivo:
         """The moving image model, of which the module alone trains, and the losses."""
         net, text = load_image(root / config.image_from)
         sizes = config.model
-        module = MotionModule(motion_config(net, sizes.frames, sizes.frame_tokens, sizes.mapping)).init_weights(config.seed)
+        parts = dict(frame_tokens=sizes.frame_tokens, mapping=sizes.mapping, convolution=sizes.convolution)
+        module = MotionModule(motion_config(net, sizes.frames, **parts)).init_weights(config.seed)
         if config.start_from:
             weights.load_into(module, harivo.checkpoint.load_motion(root / config.start_from)[0].state_dict(), "motion")
         losses = ClipLosses(net.middle_block[-1].width, sizes.contrast, sizes.attention_loss, sizes.queue)

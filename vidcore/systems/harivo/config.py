@@ -16,6 +16,7 @@ class HarivoConfig:
         frame_tokens: tokens for each frame that are put behind the text's; 0 for none.
         mapping: channels inside the mapping network; 0 for none.
         frames: of the clips that it was trained on, for the record.
+        convolution: whether temporal layers also convolve over neighbouring pixels and frames.
 
     Raises:
         ValueError: if there are no blocks, or a number is negative.
@@ -27,6 +28,7 @@ class HarivoConfig:
     frame_tokens: int = 4
     mapping: int = 64
     frames: int = 16
+    convolution: bool = False
 
     def __post_init__(self):
         if not self.blocks:

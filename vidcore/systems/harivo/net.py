@@ -22,6 +22,33 @@ LEVEL_FEATURES = 64  # of the noise level, for the mapping network
 PLACE_WAVES = 4  # for each axis of the picture
 
 
+class Convolution(nn.Module):
+    """W_2 silu(W_1 x): W_1 over 3x3 pixels of each frame, W_2 over three frames, to follow what moves.
+
+    Attention across the frames at one place sees a thing only while it is there.
+
+    Args:
+        width: channels of the features; half as many inside.
+    """
+
+    def __init__(self, width: int, operations=nn, **factory):
+        super().__init__()
+        self.pixels = operations.Conv2d(width, width // 2, 3, padding=1, **factory)
+        self.frames = operations.Linear(3 * (width // 2), width, **factory)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """It gives zeros yet."""
+        _uniform(self.pixels, generator)
+        _zero(self.frames)
+
+    def forward(self, x: Tensor, frames: int, size: tuple[int, int]) -> Tensor:
+        """x: (B frames) L C, L the pixels of a picture of ``size``; same shape out. Beyond the first and last frame is 0."""
+        h = F.silu(self.pixels(rearrange(x, "n (h w) c -> n c h w", h=size[0])))
+        h = F.pad(rearrange(h, "(b t) c h w -> b t (h w) c", t=frames), (0, 0, 0, 0, 1, 1))
+        return self.frames(torch.cat([h[:, :-2], h[:, 1:-1], h[:, 2:]], dim=-1).flatten(0, 1))
+
+
 class TemporalLayer(nn.Module):
     """Attention across the frames at each place, and a feed-forward layer; tokens (B T) L C.
 
@@ -31,10 +58,12 @@ class TemporalLayer(nn.Module):
     Args:
         width, heads: of the block behind which it stands.
         context: width of a frame's tokens; 0 if frames have none.
+        convolution: whether a `Convolution` comes first.
     """
 
-    def __init__(self, width: int, heads: int, context: int, operations=nn, **factory):
+    def __init__(self, width: int, heads: int, context: int, convolution: bool = False, operations=nn, **factory):
         super().__init__()
+        self.convolution = Convolution(width, operations, **factory) if convolution else None
         self.attention = FrameAttention(width, heads, operations, order=True, **factory)
         self.place = operations.Linear(2 * PLACE_WAVES, width, **factory)
         self.told = operations.Linear(context, width, bias=False, **factory) if context else None
@@ -43,7 +72,9 @@ class TemporalLayer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """Both parts add nothing yet. Place and tokens are as loud as the features, so that training hears them at once."""
+        """No part adds anything yet. Place and tokens are as loud as the features, so that training hears them at once."""
+        if self.convolution is not None:
+            self.convolution.init_weights(generator)
         self.attention.init_weights(generator)
         for layer in filter(None, (self.place, self.told)):
             _uniform(layer, generator, gain=2.0)
@@ -66,6 +97,8 @@ class TemporalLayer(nn.Module):
         if self.told is not None:
             told = tokens.mean(dim=1)
             more = more + self.told(F.layer_norm(told, told.shape[-1:]))[:, None]
+        if self.convolution is not None:
+            x = x + strength * self.convolution(F.layer_norm(x, x.shape[-1:]) + more, frames, size)
         x = self.attention(x, frames, strength, more)
         return x + strength * self.out(F.gelu(self.into(F.layer_norm(x, x.shape[-1:]) + more)))
 
@@ -157,7 +190,9 @@ class MotionModule(nn.Module):
         super().__init__()
         self.config, made = config, dict(operations=operations, device=device, dtype=dtype)
         told = config.context if config.frame_tokens else 0
-        self.temporal = nn.ModuleList(TemporalLayer(block.width, block.heads, told, **made) for block in config.blocks)
+        self.temporal = nn.ModuleList(
+            TemporalLayer(block.width, block.heads, told, config.convolution, **made) for block in config.blocks
+        )
         self.mapping = MappingNetwork(config.channels, config.mapping, **made) if config.mapping else None
         self.frame_tokens = FrameTokens(config.context, config.frame_tokens, **made) if config.frame_tokens else None
 
