@@ -42,6 +42,7 @@ HOST_INSIDE = "vendor/ComfyUI/"
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 TOOLS = ["comfy-cli==1.23.0"]
 TEST_PACKAGES = ["pytest>=8,<10", "playwright>=1.50", "tomli; python_version < '3.11'"]
+FLOW_PACKAGES = ["opencv-python-headless>=4.9"]  # for warp error; NumPy, which it needs, is the host's
 NEEDED_GIB = 14
 START_SECONDS = 180
 
@@ -510,10 +511,14 @@ def edit(arguments) -> None:
 def test(arguments) -> int:
     cache = cache_folder()
     host, tools = get_host(arguments), get_tools(cache)
-    packages, stamp = cache / "test-packages", Stamp(cache / "stamps" / "test", str(host.python), *TEST_PACKAGES)
+    packages, stamp = (
+        cache / "test-packages",
+        Stamp(cache / "stamps" / "test", str(host.python), *TEST_PACKAGES, *FLOW_PACKAGES),
+    )
     if not stamp.done():
         shutil.rmtree(packages, ignore_errors=True)
         run_step("installing the test packages", pip_install(host.python, TEST_PACKAGES, "--target", packages))
+        run_step("installing OpenCV", pip_install(host.python, FLOW_PACKAGES, "--target", packages, "--no-deps"))
         stamp.write()
     environment = {
         **os.environ,

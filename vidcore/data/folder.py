@@ -60,18 +60,18 @@ class Item:
             return torch.cat([part[i : i + 1] for i in indices])
 
 
-def captions_in(folder: Path) -> dict[str, str]:
+def captions_in(folder: Path, name: str = "*") -> dict[str, str]:
     """What lists in the folder say of files, by file name or by name without ending.
 
     JSON lines with ``file`` and ``caption`` (or ``text``), and CSV with ``videoid`` and ``name``, as WebVid's lists are, or
-    with ``file`` and ``caption``.
+    with ``file`` and ``caption``. ``name``: of one list, instead of all.
     """
-    found = {}
-    for path in sorted(folder.glob("*.jsonl")):
+    found, lists = {}, sorted(folder.glob(name))
+    for path in (path for path in lists if path.suffix == ".jsonl"):
         for line in filter(None, path.read_text(encoding="utf-8").splitlines()):
             row = json.loads(line)
             found[str(row.get("file", ""))] = str(row.get("caption", row.get("text", "")))
-    for path in sorted(folder.glob("*.csv")):
+    for path in (path for path in lists if path.suffix == ".csv"):
         with open(path, encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 key, text = row.get("file") or row.get("videoid"), row.get("caption") or row.get("name")

@@ -7,60 +7,28 @@ whose image model ``--image`` names.
 """
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from .. import weights
-from ..codec.pixel import PixelCodec
 from ..data.shapes import Scene, caption, random_scene
-from ..denoise import Denoiser
-from ..guide.cfg import with_cfg
-from ..sample import ancestral_step, ddim_step, sample_clip
-from ..systems.beside_image import MovingImage
-from ..systems.harivo.checkpoint import SYSTEM as HARIVO
-from ..systems.harivo.checkpoint import load_motion
-from ..systems.image import SYSTEM as IMAGE
-from ..systems.image import PixelUNet, load_image
-from ..systems.snap import FIT
-from ..systems.snap.checkpoint import SYSTEM as SNAP
 from ..systems.snap.checkpoint import load_snap
-from ..systems.snap.sample import make_clips
-from ..systems.vdm import UNet3D
-from ..systems.vdm.checkpoint import SYSTEM as VDM
-from ..systems.vdm.checkpoint import load_vdm
-from ..text import Vocabulary
+from .make import Sampling, batches, load
 from .record import add_protocol, print_record
 from .tracker import agreement, observe
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """Everything that the scores depend on beside the weights; the middle one of ``sizes`` is the empty word.
-
-    ``frames``, ``size`` and ``sampler`` are for VDM's models and motion modules: Snap Video's have sizes of their own, and
-    Heun's sampler. ``strength`` is a motion module's.
-    """
+class Protocol(Sampling):
+    """Everything that the scores depend on beside the weights; the middle one of ``sizes`` is the empty word."""
 
     prompts: int = 200
     prompt_seed: int = 2024
     two: float = 0.0
     held_out: bool = True
     sizes: str = "small,,large"
-    frames: int = 8
-    size: int = 32
-    sampler: str = "ddim"
-    steps: int = 50
-    guidance_scale: float = 3.0
-    batch: int = 10
-    second_steps: int = 20
-    second_guidance_scale: float = 1.0
-    corruption: float = 0.1
-    strength: float = 1.0
 
 
 def scenes(protocol: Protocol) -> list[Scene]:
@@ -71,60 +39,13 @@ def scenes(protocol: Protocol) -> list[Scene]:
     ]
 
 
-@torch.no_grad()
 def clips(net, encoder, asked: list[Scene], protocol: Protocol, second=None, report=lambda done: None) -> np.ndarray:
-    """One clip per scene, N T H W 3 in [0, 1]; batch b's noise has seed b. ``second``: net and encoder of a second stage."""
-    make, made = MAKERS[type(net)], []
-    for number, first in enumerate(range(0, len(asked), protocol.batch)):
-        captions = [caption(scene) for scene in asked[first : first + protocol.batch]]
-        x = make(net, tokens(encoder, captions), number, protocol)
-        if second is not None:
-            larger, how = tokens(second[1], captions), (protocol.second_steps, number, protocol.second_guidance_scale)
-            x = make_clips(second[0], larger, *how, low=x.clamp(-1, 1), corruption=protocol.corruption)
-        made.append((PixelCodec().decode(x) / 2 + 0.5).permute(0, 2, 3, 4, 1).numpy())
-        report(first + len(captions))
-    return np.concatenate(made)
-
-
-def tokens(encoder, captions: list[str]) -> torch.Tensor:
-    """What a network reads of captions, B L C."""
-    vocabulary = Vocabulary(encoder.config.words, encoder.config.length)
-    return encoder(torch.tensor([vocabulary.encode(text) for text in captions]))
-
-
-def vdm_clips(net, context: torch.Tensor, seed: int, protocol: Protocol) -> torch.Tensor:
-    """Clips B C T H W of the 3-D U-Net."""
-    return _walk(Denoiser(net, net.config.prediction, net.config.schedule), net.config.schedule, context, seed, protocol)
-
-
-def image_clips(net: PixelUNet, context: torch.Tensor, seed: int, protocol: Protocol) -> torch.Tensor:
-    """Pictures of an image model, as clips B C 1 H W."""
-
-    def denoiser(z, t, context):
-        return net(z[:, :, 0], t.float(), context)[:, :, None]
-
-    return _walk(denoiser, net.sizes.schedule, context, seed, replace(protocol, frames=1))
-
-
-def moving_clips(net: MovingImage, context: torch.Tensor, seed: int, protocol: Protocol) -> torch.Tensor:
-    """Clips B C T H W of an image model with a motion module."""
-    net.strength = protocol.strength
-    return _walk(net, net.net.sizes.schedule, context, seed, protocol)
-
-
-def _walk(denoiser: Callable, schedule, context: torch.Tensor, seed: int, protocol: Protocol) -> torch.Tensor:
-    step = {"ddim": ddim_step, "ancestral": partial(ancestral_step, gamma=0.3)}[protocol.sampler]
-    shape = (len(context), 3, protocol.frames, protocol.size, protocol.size)
-    guided = with_cfg(denoiser, protocol.guidance_scale)
-    return sample_clip(guided, schedule, shape, protocol.steps, step, seed, context=context)
-
-
-def snap_clips(net: FIT, context: torch.Tensor, seed: int, protocol: Protocol) -> torch.Tensor:
-    """Clips B C T H W of a first stage of Snap Video."""
-    return make_clips(net, context, protocol.steps, seed, protocol.guidance_scale)
-
-
-MAKERS = {UNet3D: vdm_clips, FIT: snap_clips, PixelUNet: image_clips, MovingImage: moving_clips}
+    """One clip per scene, N T H W 3 in [0, 1]. ``second``: net and encoder of a second stage."""
+    made = []
+    for x in batches(net, encoder, [caption(scene) for scene in asked], protocol, second):
+        made.extend((x / 2 + 0.5).permute(0, 2, 3, 4, 1).numpy())
+        report(len(made))
+    return np.stack(made)
 
 
 def score(made: np.ndarray, asked: list[Scene]) -> dict[str, float]:
@@ -153,20 +74,6 @@ def steadiness(made: np.ndarray, asked: list[Scene]) -> dict[str, float]:
         drift += [float(np.linalg.norm(thing.rgb[0] - thing.rgb[-1])) for thing in observe(clip).things[:1]]
         flicker.append(float(np.abs(np.diff(clip[:, :3, :3].mean(axis=(1, 2)), axis=0)).mean()))
     return {"identity": float(np.mean(same)), "colour_drift": float(np.nanmean(drift)), "flicker": float(np.mean(flicker))}
-
-
-def load(path: Path, image: Path | None = None) -> tuple:
-    """(network, text encoder) of a file. Raises `weights.WeightsError` if it is of no system that is known here."""
-    system = weights.read_info(path)["system"]
-    if system == HARIVO:
-        if image is None:
-            raise weights.WeightsError("a motion module makes clips with its image model; please name it with --image.")
-        net, encoder = load_image(image)
-        return MovingImage(net, load_motion(path)[0]).eval(), encoder
-    loaders = {VDM: load_vdm, SNAP: load_snap, IMAGE: load_image}
-    if system not in loaders:
-        raise weights.WeightsError(f"{path.name} is of the system '{system}', which is not one of {', '.join(loaders)}.")
-    return loaders[system](path)
 
 
 def main() -> None:

@@ -49,10 +49,12 @@ def make_clips(
     def evaluate(z: Tensor, c_noise: Tensor, context: Tensor) -> Tensor:
         nonlocal latents
         given = {name: value.repeat(len(z) // len(value), *[1] * (value.ndim - 1)) for name, value in known.items()}
-        like = z.new_ones(len(z))
+        given = {name: value.to(context.device) for name, value in given.items()}
+        like = context.new_ones(len(z))
         output, latents = net(
-            z, c_noise, context, interval=interval * like, size=config.height * like, previous=latents, **given
+            z.to(context.device), c_noise.to(context.device), context, interval=interval * like, size=config.height * like,
+            previous=latents, **given,
         )  # fmt: skip
-        return output
+        return output.to(z.device)
 
     return snap_sample(config.edm, with_cfg(evaluate, guidance_scale), shape, steps, seed, context=context)
