@@ -107,6 +107,27 @@ def sd15_checkpoint() -> dict[str, torch.Tensor]:
     return {prefix + name: value for prefix, part in parts.items() for name, value in part.state_dict().items()}
 
 
+def clip_l():
+    """The text half of CLIP ViT-L/14, full size, with its projection."""
+    from comfy.sd1_clip import SDClipModel
+
+    return SDClipModel(device="cpu", dtype=torch.float16).transformer
+
+
+def clip_l_bare():
+    """The same as Stable Diffusion checkpoints have it: without its projection."""
+    text = clip_l()
+    del text.text_projection
+    return text
+
+
+def clip_vision_l():
+    """The picture half of CLIP ViT-L/14, full size."""
+    import comfy.clip_vision
+
+    return comfy.clip_vision.ClipVisionModel(comfy.clip_vision.__file__.replace(".py", "_config_vitl.json")).model
+
+
 LORAS = {
     "sd15_lora": {f"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_{p}": (1280, 1280) for p in "qkv"},
     "wan_lora": {f"diffusion_model.blocks.{i}.self_attn.{p}": (256, 256) for i in (0, 1) for p in "qkv"},
@@ -132,6 +153,9 @@ MODELS = {
     "sd15_control": sd15_control,
     "sd_vae": sd_vae,
     "wan_vae": wan_vae,
+    "clip_l": clip_l,
+    "clip_l_bare": clip_l_bare,
+    "clip_vision_l": clip_vision_l,
 }
 
 torch.manual_seed(0)

@@ -111,11 +111,11 @@ def test_input_order_is_kept_for_saved_workflows(ours):
             "overlap", "weight", "memory_saver",
         ],
         "DynamicThresholding": ["model", "percentile", "limit"],
-        "ScoreVideo": ["images", "reference", "clip_vision"],
+        "ScoreVideo": ["images", "reference", "clip_vision", "clip", "prompt", "warp_error"],
         "TrainMotionModule": [
             "model", "vae", "folder", "caption", "length", "every", "steps", "learning_rate", "seed", "name", "clip",
             "positive", "frames", "width", "height", "contrast", "attention_loss", "frame_tokens", "mapping",
-            "preview_every", "memory_saver", "continue_from", "keep_state", "max_frames",
+            "preview_every", "memory_saver", "continue_from", "keep_state", "max_frames", "convolution",
         ],
         "LoadMotionModule": ["model", "motion_name", "strength", "other_base"],
     }  # fmt: skip

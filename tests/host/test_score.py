@@ -1,6 +1,7 @@
 """Score Video on real frames: numbers that are known beforehand, and a plot."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import torch
 from PIL import Image
 
 import start
+from vidcore.metrics.extract.clip import DEVIATION, MEAN
 from vidcore.metrics.pixels import flicker, psnr, ssim
 
 from .prompts import node
+from .random_weights import weights
 
 
 def shown(*more):
@@ -62,3 +65,59 @@ def test_bad_clips_are_refused_with_what_to_do(run, picture):
         scores(run, images=["2", 0])
     with pytest.raises(start.RunError, match="2 frames of 32x32 and reference 1 frames of 40x32; please scale"):
         scores(run, images=["4", 0], reference=["1", 0])
+
+
+def test_likeness_to_a_prompt_is_that_of_the_clip_library(run, server, picture, tmp_path):
+    from safetensors.torch import load_file
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizerFast
+
+    text, texts = "a red circle moves", server.base / "models" / "text_encoders"
+    with (
+        weights(server, "clip_l", "text_encoders", "CLIPLoader") as text_name,
+        weights(server, "clip_vision_l", "clip_vision", "CLIPVisionLoader") as vision_name,
+        weights(server, "clip_l_bare", "text_encoders", "CLIPLoader") as bare_name,
+    ):
+        state = {**load_file(texts / text_name), **load_file(server.base / "models" / "clip_vision" / vision_name)}
+
+        def score(name, **more):
+            prompt = shown(
+                ("6", node("CLIPLoader", clip_name=name, type="stable_diffusion")),
+                ("7", node("CLIPVisionLoader", clip_name=vision_name)),
+                ("9", node("ScoreVideo", images=["4", 0], clip_vision=["7", 0], clip=["6", 0], **more)),
+                ("10", node("PreviewAny", source=["9", 0])),
+            )
+            return json.loads(run(prompt)["outputs"]["10"]["text"][0])
+
+        found = score(text_name, prompt=text, warp_error=True)
+        with pytest.raises(start.RunError, match="came without the projection"):
+            score(bare_name, prompt=text)
+    assert found["prompt"] == text and found["warp_error"] >= 0 and 0 < found["frame_consistency"] <= 100
+    config = CLIPConfig(
+        text_config=dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12),
+        vision_config=dict(
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14
+        ),
+        projection_dim=768,
+    )
+    with torch.device("meta"):
+        model = CLIPModel(config)
+    model.to_empty(device="cpu").eval()
+    model.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
+    for part in (model.text_model, model.vision_model):  # positions are no part of the state
+        length = part.embeddings.position_embedding.weight.shape[0]
+        part.embeddings.position_ids = torch.arange(length)[None]
+    folder = next(Path(server.host.tree).rglob("sd1_tokenizer"))
+    tokens = CLIPTokenizerFast.from_pretrained(folder)(text, padding="max_length", max_length=77, return_tensors="pt")
+    clip = torch.stack([picture[:, :32], picture[:, 8:40]]).movedim(-1, 1)
+    x = torch.nn.functional.interpolate(clip, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
+    mean, deviation = (torch.tensor(v)[:, None, None] for v in (MEAN, DEVIATION))
+    with torch.no_grad():
+        pictures = model.visual_projection(model.vision_model(pixel_values=(x - mean) / deviation).pooler_output)
+        words = model.text_projection(model.text_model(input_ids=tokens.input_ids).pooler_output)
+    expected = torch.cosine_similarity(pictures, words).mean()
+    assert found["clip_similarity"] == pytest.approx(float(expected), abs=2e-3)
+
+
+def test_a_prompt_without_encoders_is_refused(run, picture):
+    with pytest.raises(start.RunError, match="takes both encoders of one CLIP. Please connect clip and clip_vision"):
+        scores(run, images=["4", 0], prompt="a circle")
