@@ -15,7 +15,7 @@ from torch import Tensor
 from ..vidcore.metrics.pixels import flicker, frame_consistency, psnr, ssim
 from ..vidcore.metrics.warp import warp_error as warp_error_of
 
-WIDTH, HEIGHT, MARGIN = 768, 200, 44  # of a curve's panel in the plot
+WIDTH, HEIGHT, MARGIN = 768, 200, 58  # of a curve's panel in the plot
 
 
 class ScoreVideo(io.ComfyNode):

@@ -1,6 +1,8 @@
 """A folder of real videos, from nothing to a checkpoint that loads: several codecs, rates and sizes, some files broken."""
 
+import io
 import json
+import tarfile
 
 import av
 import numpy as np
@@ -253,3 +255,38 @@ def test_sizes_that_no_model_takes_are_refused(tmp_path, sizes):
     (tmp_path / "r.toml").write_text(RECIPE.replace("rate = 8\n", f"rate = 8\nsizes = {sizes}\n"))
     with pytest.raises(ConfigError, match="data.sizes takes pairs of height and width that are multiples of"):
         read_config(tmp_path / "r.toml")
+
+
+def test_webdataset_shards_serve_as_folders_do(tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    encode(tmp_path / "one.mp4", "libx264", 8, 32, 32, 8, Thing("circle", "red", "large", "left"))
+    encode(tmp_path / "two.webm", "libvpx", 8, 32, 48, 6, Thing("square", "blue", "large", "up"))
+    Image.new("RGB", (20, 20), "green").save(tmp_path / "three.png")
+    files = {
+        "a/000.txt": b"a red circle", "a/000.mp4": (tmp_path / "one.mp4").read_bytes(),
+        "001.webm": (tmp_path / "two.webm").read_bytes(), "001.json": json.dumps({"caption": "a blue square"}).encode(),
+        "002.png": (tmp_path / "three.png").read_bytes(), "002.txt": b"green", "003.mp4": b"nothing", "003.txt": b"x",
+        "../../escape.mp4": (tmp_path / "one.mp4").read_bytes(), "../../escape.txt": b"a circle elsewhere",
+        "004.json": b"[1]", "004.mp4": (tmp_path / "one.mp4").read_bytes(), "notes.md": b"no media",
+    }  # fmt: skip
+    for shard in ("b.tar", "c.tar"):
+        with tarfile.open(folder / shard, "w") as out:
+            for name, data in files.items() if shard == "b.tar" else ():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                out.addfile(info, io.BytesIO(data))
+    whole = (folder / "b.tar").read_bytes()
+    (folder / "cut.tar").write_bytes(whole[: len(whole) // 3])
+    lines = []
+    found = scan(folder, tmp_path / "cache", ((16, 16),), 0.1, lines.append)
+    shown = {item.name: (item.caption, item.frames) for items in found for item in items}
+    assert shown["b-000.mp4"] == ("a red circle", 8) and shown["b-001.webm"] == ("a blue square", 6)
+    assert shown["b-002.png"] == ("green", 1) and shown["b-escape.mp4"] == ("a circle elsewhere", 8)
+    assert any("b-003.mp4 cannot be decoded" in line for line in lines)
+    assert any("b-004.mp4 has no caption" in line for line in lines) and any("the rest of cut.tar" in line for line in lines)
+    assert not (tmp_path / "escape.mp4").exists() and not (tmp_path.parent / "escape.mp4").exists()
+    kept = sorted((tmp_path / "cache").iterdir())
+    assert all(path.suffix == ".safetensors" for path in kept)  # nothing unpacked stays
+    again = scan(folder, tmp_path / "cache", ((16, 16),), 0.1, lambda line: None)
+    assert again == found and sorted((tmp_path / "cache").iterdir()) == kept

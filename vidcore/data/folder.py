@@ -11,7 +11,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +93,8 @@ def scan(
     """The usable videos and pictures of a folder, decoded and kept.
 
     Args:
-        folder: with videos and pictures, and beside each a ``.txt`` with its caption, or lists (`captions_in`).
+        folder: with videos and pictures, and beside each a ``.txt`` with its caption, or lists (`captions_in`); or with
+            shards of them, as `in_shard` reads them.
         cache: folder for what is kept.
         sizes: heights and widths to scale and cut to; each file takes the one whose shape is nearest to its own.
         shortest: seconds that a video must last at least.
@@ -103,10 +107,8 @@ def scan(
         raise DataError(f"there is no folder {folder}")
     cache.mkdir(parents=True, exist_ok=True)
     listed, found = captions_in(folder), {VIDEOS: [], PICTURES: []}
-    for path in sorted(folder.rglob("*")):
-        kind = next((kind for kind in found if path.suffix.lower() in kind), None)
-        if kind is None:
-            continue
+    for path in _files(folder, cache, report):
+        kind = next(kind for kind in found if path.suffix.lower() in kind)
         try:
             item = _keep(path, cache, sizes, listed)
             if kind is VIDEOS and item.frames < shortest * item.rate:
@@ -119,6 +121,59 @@ def scan(
     return found[VIDEOS], found[PICTURES]
 
 
+def _files(folder: Path, cache: Path, report: Callable[[str], None]) -> Iterator[Path]:
+    """Videos and pictures of a folder, those of its shards unpacked one at a time."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in (*VIDEOS, *PICTURES):
+            yield path
+        elif path.suffix.lower() == ".tar":
+            try:
+                yield from in_shard(path, cache)
+            except (tarfile.TarError, OSError) as error:
+                report(f"left out: the rest of {path.name} ({error}); is the file cut short?")
+
+
+def in_shard(path: Path, cache: Path) -> Iterator[Path]:
+    """Videos and pictures of a WebDataset shard, each as a file that is there until the next one is asked for.
+
+    A shard is a tar file in which what belongs together has one name up to the first dot: ``000.mp4`` with ``000.txt``, or
+    with ``000.json`` that has "caption" or "text". Folders inside it are part of the name.
+
+    Raises:
+        tarfile.TarError, OSError: where it breaks off.
+    """
+    captions, media = {}, []
+    with tarfile.open(path) as shard:
+        for member in shard:
+            key, _, ending = member.name.rpartition("/")[2].partition(".")
+            key, ending = (member.name.rpartition("/")[0], key), "." + ending.lower()
+            if not member.isfile():
+                continue
+            if ending in (".txt", ".json"):
+                text = shard.extractfile(member).read().decode("utf-8", "replace").strip()
+                captions[key] = _caption(text) if ending == ".json" else text
+            elif ending in (*VIDEOS, *PICTURES):
+                media.append((key, ending, member))
+        for key, ending, member in media:
+            # Names in the archive are never paths here: what is unpacked lies in a folder of its own.
+            with tempfile.TemporaryDirectory(dir=cache) as own:
+                file = Path(own) / f"{path.stem}-{re.sub(r'[^0-9A-Za-z_-]', '_', key[1])}{ending}"
+                with open(file, "wb") as out:
+                    shutil.copyfileobj(shard.extractfile(member), out)
+                if captions.get(key):
+                    file.with_suffix(".txt").write_text(captions[key], encoding="utf-8")
+                yield file
+
+
+def _caption(text: str) -> str:
+    """Of a JSON object. "" where there is none."""
+    try:
+        row = json.loads(text)
+    except ValueError:
+        return ""
+    return str(row.get("caption") or row.get("text") or "") if isinstance(row, dict) else ""
+
+
 def _keep(path: Path, cache: Path, sizes: tuple[tuple[int, int], ...], listed: dict[str, str]) -> Item:
     """A file's `Item`, decoded unless it was before. Raises `VideoError` if it cannot serve."""
     beside = path.with_suffix(".txt")
@@ -126,14 +181,14 @@ def _keep(path: Path, cache: Path, sizes: tuple[tuple[int, int], ...], listed: d
     if not text:
         raise VideoError(f"{path.name} has no caption, neither in {beside.name} nor in a list.")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:24]
-    shape = _shape(cache, digest)
+    shape, info = _shape(cache, digest), None
     if shape is None:
         info = probe(path)
         shape = info.height, info.width
     size = nearest_size(shape, sizes)
     kept = cache / f"{digest}-{size[0]}x{size[1]}.safetensors"
     if not kept.exists():
-        info = probe(path)
+        info = info or probe(path)
         rate = 0.0 if path.suffix.lower() in PICTURES else float(info.rate)
         if rate > FASTEST or (rate <= 0 and path.suffix.lower() in VIDEOS):
             raise VideoError(f"{path.name} states {rate:.0f} frames per second.")
