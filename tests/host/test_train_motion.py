@@ -69,7 +69,7 @@ def test_the_host_s_clip_is_the_core_s(system, tmp_path, server, latents):
         def frames(z, t, context):  # T C H W, as the host has them
             return guided(z.movedim(0, 1)[None], t[:1], context)[0].movedim(1, 0)
 
-        expected = sample_clip(frames, net.sizes.schedule, (3, 3, 32, 32), 3, ddim_step, 1, context=context)
+        expected = sample_clip(frames, net.schedule, (3, 3, 32, 32), 3, ddim_step, 1, context=context)
 
     folder = server.base / "models" / kind
     folder.mkdir(parents=True, exist_ok=True)

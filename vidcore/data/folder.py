@@ -47,6 +47,7 @@ class Item:
         rate: frames per second; 0 for a picture.
         kept: the safetensors file with ``frames``, uint8 T H W 3.
         size: height and width there.
+        latents: the safetensors file with their latents' ``mean`` and ``deviation``, T C h w, if there is one.
     """
 
     name: str
@@ -55,12 +56,22 @@ class Item:
     rate: float
     kept: Path
     size: tuple[int, int]
+    latents: Path | None = None
 
     def read(self, indices: Iterable[int]) -> Tensor:
         """Frames by number, uint8 T H W 3."""
         with safe_open(self.kept, framework="pt") as file:
             part = file.get_slice("frames")
             return torch.cat([part[i : i + 1] for i in indices])
+
+    def read_latents(self, indices: Iterable[int], rng: np.random.Generator) -> Tensor:
+        """Latents of frames by number, drawn from their Gaussians; float32 T h w C."""
+        indices = list(indices)
+        with safe_open(self.latents, framework="pt") as file:
+            parts = (file.get_slice(name) for name in ("mean", "deviation"))
+            mean, deviation = (torch.cat([part[i : i + 1] for i in indices]).float() for part in parts)
+        noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32))
+        return (mean + deviation * noise).movedim(1, -1)
 
 
 def captions_in(folder: Path, name: str = "*") -> dict[str, str]:

@@ -90,13 +90,13 @@ def image_clips(net: PixelUNet, context: Tensor, seed: int, how: Sampling) -> Te
     def denoiser(z, t, context):
         return net(z[:, :, 0], t.float(), context)[:, :, None]
 
-    return _walk(denoiser, net.sizes.schedule, context, seed, replace(how, frames=1))
+    return _walk(denoiser, net.schedule, context, seed, replace(how, frames=1))
 
 
 def moving_clips(net: MovingImage, context: Tensor, seed: int, how: Sampling) -> Tensor:
     """Clips B C T H W of an image model with a motion module."""
     net.strength = how.strength
-    return _walk(net, net.net.sizes.schedule, context, seed, how)
+    return _walk(net, net.net.schedule, context, seed, how)
 
 
 def _walk(denoiser: Callable, schedule, context: Tensor, seed: int, how: Sampling) -> Tensor:

@@ -1,6 +1,7 @@
 """An image model that stays as it is, with the layers of HARIVO or of Tune-A-Video beside it; what the nodes do in ComfyUI.
 
-For training and sampling without the host, on image models of the layout of Stable Diffusion (`image.ImageUNet`).
+For training and sampling without the host, on image models of the layout of Stable Diffusion (`image.ImageUNet`): the small
+one on pixels, or Stable Diffusion 1.x itself on latents.
 """
 
 import torch
@@ -13,7 +14,7 @@ from ..layers.sparse_causal import sparse_causal
 from ..schedule import alpha_sigma
 from .harivo import HarivoConfig, MotionModule
 from .harivo.wire import Watched, moved_input
-from .image import PixelUNet
+from .image import LatentUNet, PixelUNet
 from .tune_a_video import Block, TuneConfig, TunedLayers
 
 SAMPLES = 16  # weights of each block by which a model is known again
@@ -26,13 +27,13 @@ class BesideImage(nn.Module):
         net: the image model.
     """
 
-    def __init__(self, net: PixelUNet):
+    def __init__(self, net: PixelUNet | LatentUNet):
         super().__init__()
         self._beside = [net.eval().requires_grad_(False)]  # in a list, so that it is not registered as a part
         self.frames = 1
 
     @property
-    def net(self) -> PixelUNet:
+    def net(self) -> PixelUNet | LatentUNet:
         """The image model."""
         return self._beside[0]
 
@@ -54,7 +55,7 @@ class MovingImage(BesideImage):
         module: made for it, as `motion_config` says.
     """
 
-    def __init__(self, net: PixelUNet, module: MotionModule):
+    def __init__(self, net: PixelUNet | LatentUNet, module: MotionModule):
         super().__init__(net)
         self.module, self.strength, self._tokens = module, 1.0, None
         for (_, part), layer in zip(net.transformers(), module.temporal, strict=True):
@@ -67,12 +68,13 @@ class MovingImage(BesideImage):
         return hook
 
     def forward(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """z: clips B 3 T H W with noise; t: B, from 0 to 1; context: B L E. Returns x-hat, B 3 T H W."""
+        """z: clips B C T H W with noise; t: B, from 0 to 1; context: B L E. Returns x-hat, B C T H W."""
         self.frames = z.shape[2]
-        level = alpha_sigma(self.net.sizes.schedule.log_snr(t.double()).float())[1]
-        x, context = self.net.fold(rearrange(z, "b c t h w -> (b t) c h w")), context.repeat_interleave(self.frames, dim=0)
+        level = alpha_sigma(self.net.schedule.log_snr(t.double()).float())[1]
+        z, t = rearrange(z, "b c t h w -> (b t) c h w"), t.float().repeat_interleave(self.frames)
+        x, context = self.net.fold(z), context.repeat_interleave(self.frames, dim=0)
         x, context, self._tokens = moved_input(self.module, x, context, level, self.frames, self.strength)
-        out = self.net.unfold(self.net.inner(x, t.float().repeat_interleave(self.frames), context))
+        out = self.net.estimate(z, self.net.inner(x, t, context), t)
         return rearrange(out, "(b t) c h w -> b c t h w", t=self.frames)
 
 
@@ -87,7 +89,7 @@ class InflatedImage(BesideImage):
         ValueError: if the layers were tuned with group norms over the clip, which the host's nodes alone do.
     """
 
-    def __init__(self, net: PixelUNet, layers: TunedLayers):
+    def __init__(self, net: PixelUNet | LatentUNet, layers: TunedLayers):
         super().__init__(net)
         if layers.config.norm != "frame":
             raise ValueError("layers that were tuned with norms over the clip work in ComfyUI's Load Tuned Video alone")
@@ -102,7 +104,7 @@ class InflatedImage(BesideImage):
         return sparse_causal(q, k, v, self.frames, lambda *parts: attention(*parts, heads))
 
     def forward(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """z: clips B 3 T H W with noise; t: B, from 0 to 1; context: B L E. Returns x-hat, B 3 T H W."""
+        """z: clips B C T H W with noise; t: B, from 0 to 1; context: B L E. Returns x-hat, B C T H W."""
         self.frames = z.shape[2]
         frames, context = rearrange(z, "b c t h w -> (b t) c h w"), context.repeat_interleave(self.frames, dim=0)
         out = self.net(frames, t.float().repeat_interleave(self.frames), context)
@@ -114,22 +116,22 @@ def _changed(tuned: nn.Module, name: str):
     return lambda _, inputs, out: out + F.linear(inputs[0], getattr(tuned, name).to(inputs[0]))
 
 
-def blocks_of(net: PixelUNet) -> tuple[Block, ...]:
+def blocks_of(net: PixelUNet | LatentUNet) -> tuple[Block, ...]:
     """Names and sizes of an image model's transformer blocks, in the order in which they run."""
     return tuple(Block(name, part.attn1.to_q.in_features, part.n_heads) for name, part in net.transformers())
 
 
-def motion_config(net: PixelUNet, frames: int, **sizes) -> HarivoConfig:
+def motion_config(net: PixelUNet | LatentUNet, frames: int, **sizes) -> HarivoConfig:
     """The motion module that fits an image model; ``sizes`` are the other fields of `HarivoConfig`."""
     return HarivoConfig(blocks_of(net), net.config.out_channels, net.config.context, frames=frames, **sizes)
 
 
-def tune_config(net: PixelUNet, order: bool) -> TuneConfig:
+def tune_config(net: PixelUNet | LatentUNet, order: bool) -> TuneConfig:
     """The inflation that fits an image model."""
     return TuneConfig(blocks_of(net), "frame", order)
 
 
-def fingerprint(net: PixelUNet) -> Tensor:
+def fingerprint(net: PixelUNet | LatentUNet) -> Tensor:
     """A few weights of every block's keys, by which `tune_a_video.checkpoint.same_base` knows the model again; float32."""
     samples = []
     for _, part in net.transformers():

@@ -107,7 +107,9 @@ class TrainConfig:
             ``attention_sizes`` than this one (`vidcore.systems.vdm.grow`).
         text_from: a model file whose text encoder to use as it is, for "cmd", "image" and "content".
         codec_from: the autoencoder's file, for "cmd" and "content".
-        image_from: the image model's file that "harivo" and "tune_a_video" train layers beside; with its text encoder.
+        image_from: the image model's file that "harivo" and "tune_a_video" train layers beside, with its text encoder; one
+            of ours, or a checkpoint of Stable Diffusion 1.x, whose latents and text features are then kept beside the model.
+        tokenizer: for such a checkpoint: a folder with CLIP's ``vocab.json`` and ``merges.txt``.
         seed: the only source of randomness.
         ema: decay of the averaged weights that are exported.
         warmup: steps over which the learning rate rises from zero.
@@ -141,6 +143,7 @@ class TrainConfig:
     text_from: str = ""
     codec_from: str = ""
     image_from: str = ""
+    tokenizer: str = ""
     seed: int = 0
     ema: float = 0.999
     warmup: int = 200

@@ -1,4 +1,7 @@
-"""Batches of the procedural shapes; step n's batch is a function of (seed, rank, n) alone."""
+"""Batches of the procedural shapes or of a folder; step n's batch is a function of the seed and n alone.
+
+Of several processes each draws its own share of it.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -13,6 +16,7 @@ from ..data.folder import DataError, Item, frame_numbers, in_order, scan, words_
 from ..data.shapes import REPEATING, caption, random_scene, render
 from ..text import Vocabulary
 from .config import Phase, TrainConfig
+from .processes import rank_and_count, share
 
 
 @dataclass
@@ -24,24 +28,33 @@ class Batch:
         tokens: B L.
         image_tokens: B images L, or None.
         interval: the time from one frame to the next, as a part of the whole motion; shape B.
+        whole: clips of the batch that this is a part of; 0 if it is the whole.
     """
 
     clips: Tensor
     tokens: Tensor
     image_tokens: Tensor | None
     interval: Tensor
+    whole: int = 0
+
+    def __post_init__(self):
+        self.whole = self.whole or len(self.clips)
 
     def to(self, device: torch.device) -> "Batch":
         move = lambda x: None if x is None else x.to(device, non_blocking=True)  # noqa: E731
-        return Batch(move(self.clips), move(self.tokens), move(self.image_tokens), move(self.interval))
+        return Batch(move(self.clips), move(self.tokens), move(self.image_tokens), move(self.interval), self.whole)
 
     def split(self, size: int) -> list["Batch"]:
         """Its clips in order, at most ``size`` at a time; 0 keeps them together."""
         size = size or len(self.clips)
         images = [None] * len(self.clips) if self.image_tokens is None else self.image_tokens.split(size)
-        return [
-            Batch(*part) for part in zip(self.clips.split(size), self.tokens.split(size), images, self.interval.split(size))
-        ]
+        parts = zip(self.clips.split(size), self.tokens.split(size), images, self.interval.split(size))
+        return [Batch(*part, self.whole) for part in parts]
+
+    def part(self, which: slice) -> "Batch":
+        """Some of its clips."""
+        images = None if self.image_tokens is None else self.image_tokens[which]
+        return Batch(self.clips[which], self.tokens[which], images, self.interval[which], self.whole)
 
 
 def shapes_batch(phase: Phase, vocabulary: Vocabulary, seed: int, step: int, rank: int = 0) -> Batch:
@@ -109,34 +122,54 @@ class Folder:
         """Of all captions."""
         return tuple(sorted({word for item in (*self.videos, *self.pictures) for word in words_in(item.caption)}))
 
-    def batch(self, phase: Phase, vocabulary: Vocabulary, seed: int, step: int, first: int) -> Batch:
-        """The batch of a step, from draw ``first`` of the videos on; pictures, or frames of other videos, go beside them."""
-        rng, clips, tokens, image_tokens, intervals = np.random.default_rng((seed, step)), [], [], [], []
-        videos, own = self.videos, self.pictures
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The empty one, and those of the videos, each once."""
+        return ("", *sorted({item.caption for item in self.videos}))
+
+    def batch(
+        self, phase: Phase, vocabulary: Vocabulary, seed: int, step: int, first: int, own: slice = slice(None)
+    ) -> Batch:
+        """The batch of a step, from draw ``first`` of the videos on; pictures, or frames of other videos, go beside them.
+
+        Of its clips only ``own`` are read.
+        """
+        clips, tokens, image_tokens, intervals = [], [], [], []
+        videos, stills_of_folder = self.videos, self.pictures
         if self.turns is not None:
             size, first = self.sizes[self.turns[0][step]], int(self.turns[1][step])
-            videos, own = ([item for item in items if item.size == size] for items in (videos, own))
-        for number in in_order(len(videos), first, phase.batch, seed):
-            item = videos[number]
+            videos, stills_of_folder = ([item for item in items if item.size == size] for items in (videos, self.pictures))
+        numbers = list(enumerate(in_order(len(videos), first, phase.batch, seed)))
+        for place, number in numbers[own]:
+            rng, item = np.random.default_rng((seed, step, place)), videos[number]
             interval = float(rng.choice(phase.rates)) / (self.rate or item.rate)
-            frames = item.read(frame_numbers(item, phase.frames, interval, rng, self.from_start))
-            others = own or videos
+            chosen = frame_numbers(item, phase.frames, interval, rng, self.from_start)
+            frames = item.read(chosen).float() / 127.5 - 1 if item.latents is None else item.read_latents(chosen, rng)
+            others = stills_of_folder or videos
             stills = [others[i] for i in rng.integers(len(others), size=phase.images)]
-            pictures = [still.read([int(rng.integers(still.frames))]) for still in stills]
+            pictures = [still.read([int(rng.integers(still.frames))]).float() / 127.5 - 1 for still in stills]
             clips.append(torch.cat([frames, *pictures]))
             tokens.append(vocabulary.encode(item.caption))
             image_tokens.append([vocabulary.encode(still.caption) for still in stills])
             intervals.append(interval if phase.frames > 1 else 0.0)
         return Batch(
-            torch.stack(clips).permute(0, 4, 1, 2, 3).float().contiguous() / 127.5 - 1,
+            torch.stack(clips).permute(0, 4, 1, 2, 3).contiguous(),
             torch.tensor(tokens),
             torch.tensor(image_tokens) if phase.images else None,
             torch.tensor(intervals),
+            phase.batch,
         )
 
 
-def open_folder(config: TrainConfig, root: Path, report=print) -> Folder:
-    """The recipe's folder, every file of which is looked at. Raises `folder.DataError` if it cannot be trained on."""
+def open_folder(config: TrainConfig, root: Path, report=print, any_caption: bool = False) -> Folder:
+    """The recipe's folder, every file of which is looked at.
+
+    Args:
+        any_caption: whether the text encoder reads any words, and any number of them.
+
+    Raises:
+        folder.DataError: if it cannot be trained on.
+    """
     kinds = [kind for phase in config.phases for kind in (phase, *phase.turns)]
     # At the videos' own rates no length in seconds is known beforehand: their frames are counted below.
     shortest = max((kind.frames - 1) * max(kind.rates) / config.data.rate if config.data.rate else 0.0 for kind in kinds)
@@ -144,18 +177,19 @@ def open_folder(config: TrainConfig, root: Path, report=print) -> Folder:
     sizes = config.data.sizes or ((kinds[0].size, kinds[0].size),)
     videos, pictures = scan(root / config.data.folder, cache, sizes, shortest, report)
     longest = max(kind.frames for kind in kinds)
-    known = set(config.words) if config.text_from or config.image_from else None
+    known = set(config.words) if (config.text_from or config.image_from) and not any_caption else None
 
     def serves(item: Item) -> bool:
         unknown = set(words_in(item.caption)) - known if known is not None else set()
         words, few = len(words_in(item.caption)), not config.data.rate and 0 < item.rate and item.frames < longest
+        long = words > config.text_length and not any_caption
         if few:
             report(f"left out: {item.name} has {item.frames} frames, and training takes {longest}.")
-        elif words > config.text_length:
+        elif long:
             report(f"left out: the caption of {item.name} has {words} words; text_length is {config.text_length}.")
         elif unknown:
             report(f"left out: the text encoder does not know these words of {item.name}: {', '.join(sorted(unknown))}.")
-        return not few and words <= config.text_length and not unknown
+        return not few and not long and not unknown
 
     videos, pictures = ([item for item in items if serves(item)] for items in (videos, pictures))
     if not videos:
@@ -184,17 +218,27 @@ class _Steps(Dataset):
     config: TrainConfig
     vocabulary: Vocabulary
     folder: Folder | None
+    rank: int
+    count: int
 
     def __getitem__(self, step: int) -> Batch:
         phase, _ = self.config.at(step)
-        if self.folder is None:
-            return shapes_batch(phase, self.vocabulary, self.config.seed, step)
-        return self.folder.batch(phase, self.vocabulary, self.config.seed, step, self.config.clips_before(step))
+        own = share(phase.batch, self.rank, self.count)
+        if self.folder is None:  # scenes follow one another from one source of randomness, and cost little
+            return shapes_batch(phase, self.vocabulary, self.config.seed, step).part(own)
+        return self.folder.batch(phase, self.vocabulary, self.config.seed, step, self.config.clips_before(step), own)
 
 
 def batches(
     config: TrainConfig, vocabulary: Vocabulary, first: int, last: int, workers: int, folder: Folder | None = None
 ) -> Iterable[Batch]:
-    """The batches of steps ``first`` to ``last - 1``, in order, drawn ahead by so many processes, or by none."""
-    steps = _Steps(config, vocabulary, folder)
+    """This process's share of the batches of steps ``first`` to ``last - 1``, drawn ahead by ``workers`` processes.
+
+    Raises:
+        ValueError: if there are more processes than clips in a batch.
+    """
+    for phase in config.phases:
+        for kind in (phase, *phase.turns):
+            share(kind.batch, *rank_and_count())
+    steps = _Steps(config, vocabulary, folder, *rank_and_count())
     return DataLoader(steps, batch_size=None, sampler=range(first, last), num_workers=workers)

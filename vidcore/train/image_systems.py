@@ -10,18 +10,23 @@ from torch import Tensor, nn
 
 from .. import weights
 from ..codec.content_motion import load_codec
-from ..objective import add_noise, drop, squared_error
+from ..objective import Noised, add_noise, drop, squared_error
 from ..systems import harivo, image, tune_a_video
 from ..systems.beside_image import InflatedImage, MovingImage, fingerprint, motion_config, tune_config
 from ..systems.harivo import ClipLosses, MotionModule
 from ..systems.harivo.checkpoint import SYSTEM as HARIVO
 from ..systems.harivo.checkpoint import to_info as harivo_info
-from ..systems.image import ImageConfig, PixelUNet, load_image
+from ..systems.image import ImageConfig, LatentUNet, PixelUNet, load_image
+from ..systems.image.stable_diffusion import is_checkpoint, load_autoencoder, load_net
 from ..systems.tune_a_video import TunedLayers
 from ..text.load import load_text
+from .features import CaptionTable, caches, caption_table
 
 if TYPE_CHECKING:
     from .data import Batch
+
+# What ComfyUI calls a model of this kind, for the record that its loaders compare.
+HOSTS_NAME = {PixelUNet: "ImageModel", LatentUNet: "BaseModel"}
 
 
 class Image:
@@ -119,7 +124,7 @@ class Harivo:
     @staticmethod
     def build(config, root: Path) -> nn.ModuleDict:
         """The moving image model, of which the module alone trains, and the losses."""
-        net, text = load_image(root / config.image_from)
+        net, text = load_base(config, root)
         sizes = config.model
         parts = dict(frame_tokens=sizes.frame_tokens, mapping=sizes.mapping, convolution=sizes.convolution)
         module = MotionModule(motion_config(net, sizes.frames, **parts)).init_weights(config.seed)
@@ -134,17 +139,17 @@ class Harivo:
     def loss(module: nn.ModuleDict, batch: "Batch", config, phase, generator: torch.Generator) -> Tensor:
         """The objective of one step."""
         moving, x = module["moving"], batch.clips
-        noised = add_noise(x, moving.net.sizes.schedule, generator, phase.time_power)
-        context = drop(module.text(batch.tokens), phase.drop_context, generator)
+        noised = add_noise(x, moving.net.schedule, generator, phase.time_power)
+        context = context_of(module.text, batch.tokens, phase.drop_context, generator)
         with moving.watched(bool(config.model.attention_loss)) as watched:
-            error = squared_error("x0", moving(noised.z, noised.t, context), x, noised)
+            error = base_error(moving.net, moving(noised.z, noised.t, context), x, noised)
         return error + module["losses"](watched, x.shape[2], generator)
 
     @staticmethod
     def info(config, module: nn.ModuleDict, steps: int) -> dict:
         """The description that goes into the exported file."""
         recipe, made = dataclasses.asdict(config.model), module["moving"].module.config
-        return harivo_info(made, base="ImageModel", seed=config.seed, steps=steps, recipe=recipe)
+        return harivo_info(made, base=HOSTS_NAME[type(module["moving"].net)], seed=config.seed, steps=steps, recipe=recipe)
 
     @staticmethod
     def export(tensors: dict[str, Tensor], module: nn.ModuleDict) -> dict[str, Tensor]:
@@ -178,7 +183,7 @@ class TuneAVideo:
     @staticmethod
     def build(config, root: Path) -> nn.ModuleDict:
         """The inflated image model, of which the layers alone train."""
-        net, text = load_image(root / config.image_from)
+        net, text = load_base(config, root)
         layers = TunedLayers(tune_config(net, config.model.order)).init_weights(config.seed)
         if config.start_from:
             weights.load_into(layers, tune_a_video.load_tuned(root / config.start_from)[0].state_dict(), "tuned")
@@ -190,20 +195,51 @@ class TuneAVideo:
     def loss(module: nn.ModuleDict, batch: "Batch", config, phase, generator: torch.Generator) -> Tensor:
         """The objective of one step: one noise level serves all frames of a clip."""
         inflated, x = module["inflated"], batch.clips
-        noised = add_noise(x, inflated.net.sizes.schedule, generator, phase.time_power)
-        context = drop(module.text(batch.tokens), phase.drop_context, generator)
-        return squared_error("x0", inflated(noised.z, noised.t, context), x, noised)
+        noised = add_noise(x, inflated.net.schedule, generator, phase.time_power)
+        context = context_of(module.text, batch.tokens, phase.drop_context, generator)
+        return base_error(inflated.net, inflated(noised.z, noised.t, context), x, noised)
 
     @staticmethod
     def info(config, module: nn.ModuleDict, steps: int) -> dict:
         """The description that goes into the exported file."""
-        about = dict(frames=config.model.frames, seed=config.seed, steps=steps, base="ImageModel")
+        about = dict(
+            frames=config.model.frames, seed=config.seed, steps=steps, base=HOSTS_NAME[type(module["inflated"].net)]
+        )
         return tune_a_video.to_info(module["inflated"].layers.config, **about)
 
     @staticmethod
     def export(tensors: dict[str, Tensor], module: nn.ModuleDict) -> dict[str, Tensor]:
         """The file's tensors: the layers, and what tells their image model."""
         return {**_renamed(tensors, "inflated.layers.", "layers."), "base": fingerprint(module["inflated"].net)}
+
+
+def load_base(config, root: Path) -> tuple[PixelUNet | LatentUNet, nn.Module]:
+    """The frozen image model that ``config.image_from`` names, and what gives its text features.
+
+    Raises:
+        weights.WeightsError: if the file, or the tokenizer's folder, does not fit.
+    """
+    path = root / config.image_from
+    if not is_checkpoint(path):
+        return load_image(path)
+    net = load_net(path)
+    if config.samples_every:
+        net.keep_autoencoder(load_autoencoder(path))
+    return net, caption_table(config.words, path, root / config.tokenizer, caches(config, root)[1])
+
+
+def context_of(text: nn.Module, tokens: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Text features, of some clips those of no text: the empty caption's of a table, zeros of our own encoder."""
+    if isinstance(text, CaptionTable):
+        return text(drop(tokens, probability, generator))
+    return drop(text(tokens), probability, generator)
+
+
+def base_error(net: PixelUNet | LatentUNet, estimate: Tensor, x: Tensor, noised: Noised) -> Tensor:
+    """`objective.squared_error` of an estimate of x, in what the image model itself was trained to predict."""
+    if net.prediction == "x0":
+        return squared_error("x0", estimate, x, noised)
+    return squared_error("eps", (noised.z - noised.alpha * estimate) / noised.sigma, x, noised)
 
 
 class _WithText(nn.ModuleDict):

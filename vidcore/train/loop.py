@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from .. import weights
+from ..systems.image.stable_diffusion import is_checkpoint
 from ..text import TextConfig, Vocabulary
 from ..video import read_frames
 from .apply import prepare, share_gradients
-from .config import TrainConfig
+from .config import ConfigError, TrainConfig
 from .data import batches, open_folder
+from .features import CaptionList, caches, with_latents
 from .lamb import LAMB
 from .processes import own_parts, rank_and_count, summed, wait
 from .samples import save_samples
@@ -73,17 +75,22 @@ def train(
     state_path = output.with_suffix(".state")
     curve_path = output.with_suffix(".curve.jsonl")
     system, frozen_text = system or SYSTEMS[config.system], config.text_from or config.image_from
-    if frozen_text:
+    beside = root / config.image_from if config.image_from and is_checkpoint(root / config.image_from) else None
+    if frozen_text and beside is None:
         words = weights.entry(weights.read_info(root / frozen_text), "text", TextConfig)
         config = replace(config, words=words.words, text_length=words.length)
-    folder = open_folder(config, root, report) if config.data else None
-    if folder is not None and not frozen_text:
+    folder, device = open_folder(config, root, report, beside is not None) if config.data else None, torch.device(device)
+    if beside is not None:
+        if folder is None:
+            raise ConfigError("beside a Stable Diffusion checkpoint training takes a folder of videos: recipe.data names it")
+        folder = with_latents(folder, beside, caches(config, root)[0], device, report)
+        config = replace(config, words=folder.captions)
+    elif folder is not None and not frozen_text:
         config = replace(config, words=folder.words)
-    vocabulary = Vocabulary(config.words, config.text_length)
+    vocabulary = Vocabulary(config.words, config.text_length) if beside is None else CaptionList(config.words)
 
     torch.manual_seed(config.seed)
     module = system.build(config, root)
-    device = torch.device(device)
     module.to(device)
     if config.channels_last and not config.shard:  # which takes contiguous weights alone
         module.to(memory_format=torch.channels_last)
@@ -125,7 +132,7 @@ def train(
             share_gradients(objective, part is parts[-1][1])  # once a step
             with torch.autocast(device.type, half, enabled=config.bf16 or config.fp16):
                 loss = objective(part, phase, step_generator(config.seed, step, number))
-            loss = loss * (len(part.clips) / len(batch.clips))
+            loss = loss * (len(part.clips) / batch.whole)
             scaler.scale(loss * count).backward()  # what is shared is the mean
             loss_value += float(loss.detach())
         loss_value = summed(loss_value, device)

@@ -39,22 +39,32 @@ def rank_and_count() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
+def share(clips: int, rank: int, count: int) -> slice:
+    """Which of a batch's clips are those of process ``rank`` of ``count``.
+
+    Raises:
+        ValueError: if there are more processes than clips.
+    """
+    size = -(-clips // count)
+    if size * (count - 1) >= clips:
+        raise ValueError(
+            f"a batch of {clips} clips does not go around {count} processes; please raise 'batch' in the recipe"
+        )
+    return slice(rank * size, min(clips, (rank + 1) * size))
+
+
 def own_parts(batch: "Batch", micro_batch: int) -> list[tuple[int, "Batch"]]:
     """This process's share of a batch in parts that go through the network at once, each with its number.
 
     Two processes with a part each have the same parts, by the same numbers, as one that takes them one after the other.
 
-    Raises:
-        ValueError: if there are more processes than clips.
+    Args:
+        batch: the share.
+        micro_batch: clips that go through at once; 0 for all.
     """
     rank, count = rank_and_count()
-    shares = batch.split(-(-len(batch.clips) // count))
-    if len(shares) < count:
-        raise ValueError(
-            f"a batch of {len(batch.clips)} clips does not go around {count} processes; please raise 'batch' in the recipe"
-        )
-    before = sum(len(share.split(micro_batch)) for share in shares[:rank])
-    return list(enumerate(shares[rank].split(micro_batch), start=before))
+    size = -(-batch.whole // count)
+    return list(enumerate(batch.split(micro_batch), start=rank * -(-size // (micro_batch or size))))
 
 
 def summed(value: float, device: torch.device) -> float:

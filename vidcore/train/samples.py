@@ -67,7 +67,7 @@ def sampled(module: nn.ModuleDict, batch: Batch, seed: int) -> Tensor:
     context = (module["text"] if "text" in module else module.text)(batch.tokens)
     net = next(module[name] for name in ("net", "moving", "inflated") if name in module)
     frames = batch.clips.shape[2] - _images(batch)
-    shape = (len(context), 3, frames, *batch.clips.shape[3:])
+    shape = (len(context), batch.clips.shape[1], frames, *batch.clips.shape[3:])
     if isinstance(net, snap.FIT):
         low = shrink(batch.clips[:, :, :frames], net.config) if net.config.low_resolution else None
         return make_clips(net, context, STEPS, seed, GUIDANCE, low=low)
@@ -84,24 +84,27 @@ def sampled(module: nn.ModuleDict, batch: Batch, seed: int) -> Tensor:
         motion = _walk(denoiser, net.config.schedule, encoded.motion.shape, seed, context)
         return module["codec"].decode(encoded.content, motion)
     if isinstance(net, BesideImage):
-        return _walk(net, net.net.sizes.schedule, shape, seed, context)
+        if isinstance(net.net, PixelUNet):
+            return _walk(net, net.net.schedule, shape, seed, context)
+        latents = _walk(net, net.net.schedule, shape, seed, context, module.text(torch.zeros_like(batch.tokens)))
+        return torch.stack([net.net.pictures(clip.transpose(0, 1)).transpose(0, 1) for clip in latents])
     assert isinstance(net, PixelUNet)
 
     def picture(z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         return net(z[:, :, 0], t.float(), context)[:, :, None]
 
-    return _walk(picture, net.sizes.schedule, (*shape[:2], 1, *shape[3:]), seed, context)
+    return _walk(picture, net.schedule, (*shape[:2], 1, *shape[3:]), seed, context)
 
 
 def _images(batch: Batch) -> int:
     return 0 if batch.image_tokens is None else batch.image_tokens.shape[1]
 
 
-def _walk(denoiser, schedule, shape: tuple[int, ...], seed: int, context: Tensor) -> Tensor:
-    """`sample_clip` on the device of the context."""
+def _walk(denoiser, schedule, shape: tuple[int, ...], seed: int, context: Tensor, negative: Tensor | None = None) -> Tensor:
+    """`sample_clip` on the device of the context; ``negative`` is the empty caption's, all zeros by default."""
     guided, device = with_cfg(denoiser, GUIDANCE), context.device
 
     def on_device(z: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return guided(z.to(device), t.to(device), context=context).cpu()
+        return guided(z.to(device), t.to(device), context=context, negative=negative).cpu()
 
     return sample_clip(on_device, schedule, shape, STEPS, ddim_step, seed, context=context).to(device)

@@ -5,6 +5,7 @@ import os
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...schedule import CosineSchedule
 from ...text import TextEncoder
 from ...text.load import load_with_text
 from .config import ImageConfig, from_info
@@ -18,13 +19,20 @@ class PixelUNet(ImageUNet):
         sizes: of the model.
     """
 
+    prediction = "x0"
+
     def __init__(self, sizes: ImageConfig):
         super().__init__(sizes.unet)
         self.sizes = sizes
 
+    @property
+    def schedule(self) -> CosineSchedule:
+        """Of its noise."""
+        return self.sizes.schedule
+
     def forward(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """z: N 3 H W with noise; t: N, from 0 to 1; context: N L E. Returns x-hat, N 3 H W."""
-        return self.unfold(self.inner(self.fold(z), t, context))
+        return self.estimate(z, self.inner(self.fold(z), t, context), t)
 
     def fold(self, z: Tensor) -> Tensor:
         """N 3 H W -> N (3 p p) H/p W/p."""
@@ -34,9 +42,9 @@ class PixelUNet(ImageUNet):
         """The network itself, on folded pixels."""
         return super().forward(x, 1000 * t, context)
 
-    def unfold(self, x: Tensor) -> Tensor:
-        """The inverse of `fold`."""
-        return F.pixel_shuffle(x, self.sizes.patch)
+    def estimate(self, z: Tensor, output: Tensor, t: Tensor) -> Tensor:
+        """x-hat N 3 H W from the output for noisy pixels z at time t: what `fold` folded, unfolded."""
+        return F.pixel_shuffle(output, self.sizes.patch)
 
 
 def load_image(path: str | os.PathLike) -> tuple[PixelUNet, TextEncoder]:
