@@ -1,8 +1,15 @@
 """A folder of real videos, from nothing to a checkpoint that loads: several codecs, rates and sizes, some files broken."""
 
+import contextlib
 import io
 import json
+import os
+import shutil
+import subprocess
+import sys
 import tarfile
+from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -19,6 +26,7 @@ from vidcore.text import Vocabulary
 from vidcore.train.config import ConfigError, read_config
 from vidcore.train.data import batches, open_folder
 from vidcore.train.loop import train
+from vidcore.train.processes import share
 
 RECIPE = """
 output = "out/mine.safetensors"
@@ -156,6 +164,53 @@ def test_batches_hold_the_frames_of_the_file_and_what_it_shows(videos):
         again = list(batches(config, vocabulary, number, number + 1, 0, folder))[0]
         assert torch.equal(again.clips, batch.clips) and torch.equal(again.image_tokens, batch.image_tokens)
     assert len(seen) == 3
+
+
+def test_processes_read_their_share_of_the_same_batch(videos):
+    config = read_config(videos / "r.toml")
+    folder, phase = open_folder(config, videos, quiet), config.phases[0]
+    vocabulary = Vocabulary(folder.words, config.text_length)
+    whole = folder.batch(phase, vocabulary, 3, 1, 2)
+    parts = [folder.batch(phase, vocabulary, 3, 1, 2, share(phase.batch, rank, 2)) for rank in (0, 1)]
+    assert [len(part.clips) for part in parts] == [1, 1] and {part.whole for part in (whole, *parts)} == {2}
+    for name in ("clips", "tokens", "image_tokens", "interval"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+
+
+@pytest.mark.parametrize("clips, count", [(4, 2), (5, 2), (6, 4), (3, 3)])
+def test_shares_are_whole_and_apart(clips, count):
+    if (count - 1) * -(-clips // count) >= clips:
+        with pytest.raises(ValueError, match=f"a batch of {clips} clips does not go around {count} processes"):
+            share(clips, 0, count)
+    else:
+        assert [i for rank in range(count) for i in range(clips)[share(clips, rank, count)]] == list(range(clips))
+
+
+def test_a_folder_is_decoded_by_many_processes_once_each(videos, tmp_path):
+    folder, sizes, lines = videos / "videos", ((16, 16),), []
+    for rank in (0, 1, 2):
+        with contextlib.suppress(DataError):
+            scan(folder, tmp_path / "cache", sizes, 0.1, quiet, (rank, 3))
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    videos_found, _ = scan(folder, tmp_path / "cache", sizes, 0.1, lines.append)
+    assert len(videos_found) >= 3 and {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == kept
+
+
+def test_two_processes_train_on_a_new_folder_as_one_does(videos, tmp_path):
+    """By torchrun: each decodes a part of the folder and reads its share of each batch."""
+    for name in ("one", "two"):
+        shutil.copytree(videos / "videos", tmp_path / name / "videos")
+        (tmp_path / name / "r.toml").write_text((videos / "r.toml").read_text())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vidcore.train"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+    run = [*command, "r.toml", "--device", "cpu"]
+    said = subprocess.run(run, cwd=tmp_path / "two", env=environment, check=True, capture_output=True, text=True).stdout
+    config = read_config(tmp_path / "one" / "r.toml")
+    train(replace(config, micro_batch=1), tmp_path / "one", report=quiet)
+    one, two = (weights.load(tmp_path / name / config.output)[0] for name in ("one", "two"))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, atol=2e-4, rtol=2e-3)
+    assert said.count("left out: empty.mp4") == 1 and said.count("step 6/6") == 1
 
 
 def test_a_run_on_the_folder_resumes_to_the_same_bits_and_loads(videos, tmp_path):

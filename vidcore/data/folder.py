@@ -100,6 +100,7 @@ def scan(
     sizes: tuple[tuple[int, int], ...],
     shortest: float,
     report: Callable[[str], None] = print,
+    share: tuple[int, int] = (0, 1),
 ) -> tuple[list[Item], list[Item]]:
     """The usable videos and pictures of a folder, decoded and kept.
 
@@ -110,6 +111,7 @@ def scan(
         sizes: heights and widths to scale and cut to; each file takes the one whose shape is nearest to its own.
         shortest: seconds that a video must last at least.
         report: called with a line for every file that is left out.
+        share: (i, n) looks at every n-th file from the i-th on alone, so that n processes can decode a folder together.
 
     Raises:
         DataError: if there is no such folder, or no usable video in it.
@@ -118,7 +120,9 @@ def scan(
         raise DataError(f"there is no folder {folder}")
     cache.mkdir(parents=True, exist_ok=True)
     listed, found = captions_in(folder), {VIDEOS: [], PICTURES: []}
-    for path in _files(folder, cache, report):
+    for number, path in enumerate(_files(folder, cache, report)):
+        if number % share[1] != share[0]:
+            continue
         kind = next(kind for kind in found if path.suffix.lower() in kind)
         try:
             item = _keep(path, cache, sizes, listed)
@@ -204,7 +208,7 @@ def _keep(path: Path, cache: Path, sizes: tuple[tuple[int, int], ...], listed: d
         if rate > FASTEST or (rate <= 0 and path.suffix.lower() in VIDEOS):
             raise VideoError(f"{path.name} states {rate:.0f} frames per second.")
         frames = read_frames(path) if rate else read_frames(path, [0])
-        part = kept.with_suffix(".part")
+        part = kept.with_suffix(f".{os.getpid()}.part")  # other processes may decode the same file
         save_file({"frames": cut(frames, size)}, part, {"rate": repr(rate), "shape": json.dumps(shape)})
         os.replace(part, kept)
     with safe_open(kept, framework="pt") as file:

@@ -3,8 +3,10 @@
 Of several processes each draws its own share of it.
 """
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from ..data.folder import DataError, Item, frame_numbers, in_order, scan, words_
 from ..data.shapes import REPEATING, caption, random_scene, render
 from ..text import Vocabulary
 from .config import Phase, TrainConfig
-from .processes import rank_and_count, share
+from .processes import rank_and_count, share, wait
 
 
 @dataclass
@@ -175,7 +177,12 @@ def open_folder(config: TrainConfig, root: Path, report=print, any_caption: bool
     shortest = max((kind.frames - 1) * max(kind.rates) / config.data.rate if config.data.rate else 0.0 for kind in kinds)
     cache = (root / config.output).parent / "video_cache"
     sizes = config.data.sizes or ((kinds[0].size, kinds[0].size),)
-    videos, pictures = scan(root / config.data.folder, cache, sizes, shortest, report)
+    look = partial(scan, root / config.data.folder, cache, sizes, shortest)
+    if rank_and_count()[1] > 1:  # each process decodes its part of what is new; then all find everything decoded
+        with contextlib.suppress(DataError):
+            look(lambda line: None, rank_and_count())
+        wait()
+    videos, pictures = look(report)
     longest = max(kind.frames for kind in kinds)
     known = set(config.words) if (config.text_from or config.image_from) and not any_caption else None
 

@@ -88,7 +88,7 @@ def with_latents(folder: "Folder", checkpoint: Path, cache: Path, device: torch.
                 ]
             mean, deviation = (torch.cat([p[i] for p in parts]).half().cpu().contiguous() for i in (0, 1))
             _write(item.latents, {"mean": mean, "deviation": deviation})
-            if rank == 0 and (number % 50 == 0 or number + 1 == len(missing[rank::count])):
+            if number % 50 == 0 or number + 1 == len(missing[rank::count]):
                 report(f"latents: {min(len(missing), (number + 1) * count)} of {len(missing)} videos")
     wait()
     return replace(folder, videos=videos)

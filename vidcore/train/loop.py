@@ -41,6 +41,10 @@ def open_board(folder: Path):
     return SummaryWriter(str(folder))
 
 
+def _nothing(line: str) -> None:
+    """What processes but the first say."""
+
+
 def train(
     config: TrainConfig,
     root: Path,
@@ -75,6 +79,8 @@ def train(
     state_path = output.with_suffix(".state")
     curve_path = output.with_suffix(".curve.jsonl")
     system, frozen_text = system or SYSTEMS[config.system], config.text_from or config.image_from
+    if rank_and_count()[0]:
+        report = _nothing
     beside = root / config.image_from if config.image_from and is_checkpoint(root / config.image_from) else None
     if frozen_text and beside is None:
         words = weights.entry(weights.read_info(root / frozen_text), "text", TextConfig)
@@ -105,7 +111,7 @@ def train(
         done = info["step"]
         if info.get("scaler"):
             scaler.load_state_dict(info["scaler"])
-    if done and rank == 0:
+    if done:
         report(f"resuming after step {done}")
 
     def save(step: int) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,9 @@ import torch.distributed as dist
 
 if TYPE_CHECKING:
     from .data import Batch
+
+# How long processes wait for one another: a folder is decoded before the first step, and shares are not equal.
+PATIENCE = timedelta(hours=2)
 
 
 @contextlib.contextmanager
@@ -27,7 +31,7 @@ def joined(device: str):
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
     try:
         yield torch.device(device)
     finally:
