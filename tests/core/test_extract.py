@@ -334,6 +334,9 @@ def test_a_model_is_scored_and_too_few_clips_are_refused_before_any_is_made(vide
         )
     with pytest.raises(ValueError, match="the protocol takes 6 made clips, and"):
         run(small_protocol(), extractors(), videos, videos / "RedRun", report=never)
+    with pytest.raises(ValueError, match="beside each video; 1.mp4 has none"):
+        asked = small_protocol(prompts="folders", made_clips=3, scores=scores[1:])
+        run(asked, extractors(), videos, videos / "BlueUp", report=never)
     with pytest.raises(ValueError, match="--captions"):
         prompts_of(small_protocol(prompts="captions"), None, [])
 

@@ -135,7 +135,7 @@ class Side:
                 self.moments.setdefault(score.name, Moments(features.shape[1])).add(features)
             elif score.kind == "inception_score":
                 self.scores.setdefault(score.name, []).append(scores)
-            elif all(captions):
+            else:
                 texts = extractor.net.texts(captions).repeat_interleave(seen.shape[1], dim=0)
                 self.similar.append(F.cosine_similarity(features, texts))
 
@@ -208,6 +208,9 @@ def run(
         theirs = videos_in(made)
         if len(theirs) < protocol.made_clips:
             raise ValueError(f"the protocol takes {protocol.made_clips} made clips, and {made} has {len(theirs)}")
+        silent = [path.name for path in theirs if not path.with_suffix(".txt").is_file()]
+        if silent and any(score.kind == "clip_similarity" for score in protocol.scores):
+            raise ValueError(f"clip_similarity needs a .txt file with the prompt beside each video; {silent[0]} has none")
         makes = from_folder(theirs, protocol.made_clips, protocol, report)
     else:
         prompts = prompts_of(protocol, captions, videos)
@@ -256,7 +259,7 @@ def scores_of(protocol: Protocol, sides: dict[str, Side]) -> dict[str, float]:
         elif score.kind == "inception_score":
             value, deviation = inception_score(torch.cat(made.scores[score.name]), score.splits)
             found |= {score.name: value, f"{score.name}_deviation": deviation}
-        elif made.similar:
+        else:
             found[score.name] = float(torch.cat(made.similar).mean())
     return found
 
