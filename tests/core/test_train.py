@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -647,3 +648,10 @@ def test_a_wrong_recipe_of_snap_is_refused(tmp_path, old, new, message):
     assert old in SNAP
     with pytest.raises(ConfigError, match=message):
         recipe(tmp_path, SNAP.replace(old, new))
+
+
+def test_a_line_says_how_far_a_run_is(tmp_path):
+    lines = []
+    train(recipe(tmp_path), tmp_path, stop_after=4, report=lines.append)
+    pattern = r"step 4/8  loss \d\.\d{4}  lr [\d.e-]+  \d+\.\d\d s/step  \d:\d\d:\d\d left  \[#{10}\.{10}\]"
+    assert len(lines) == 1 and re.fullmatch(pattern, lines[0]), lines

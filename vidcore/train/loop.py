@@ -26,6 +26,8 @@ from .samples import save_samples
 from .state import EMA, load_sharded, load_state, save_sharded, save_state, saved_state, whole_tensors
 from .systems import SYSTEMS
 
+BAR = 20  # characters of the progress bar
+
 
 def step_generator(seed: int, step: int, part: int = 0) -> torch.Generator:
     """All randomness of one step on the model's side, a function of (seed, part, step) so that resuming needs no thought."""
@@ -156,7 +158,9 @@ def train(
         if rank == 0 and ((step + 1) % 50 == 0 or step + 1 == last):
             pace = (time.monotonic() - started) / (step + 1 - first)
             left = timedelta(seconds=round(pace * (config.steps - step - 1)))
-            report(f"step {step + 1}/{config.steps}  loss {running:.4f}  lr {lr:.2g}  {pace:.2f} s/step  {left} left")
+            bar = "#" * (BAR * (step + 1) // config.steps)
+            line = f"step {step + 1}/{config.steps}  loss {running:.4f}  lr {lr:.2g}  {pace:.2f} s/step  {left} left"
+            report(f"{line}  [{bar:.<{BAR}}]")
             with open(curve_path, "a", encoding="utf-8") as curve:
                 curve.write(json.dumps({"step": step + 1, "loss": round(running, 5), "lr": lr}) + "\n")
             if board is not None:
