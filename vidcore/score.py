@@ -4,7 +4,7 @@
 ``--warp-error`` what of their change is not motion.
 ``protocol NAME --true FOLDER`` scores a model (``--model``), or the videos that one made (``--made``), as a paper did: FVD,
 FID, inception score, CLIP similarity. ``--weights`` is the folder with the extractors' files: i3d.safetensors,
-c3d.safetensors, inception.safetensors, clip/; ``python -m vidcore.metrics.extract.convert --help`` says where to get them.
+c3d.safetensors, inception.safetensors, clip/; ``python benchmarks/convert_extractor.py --help`` says where to get them.
 ``extract VIDEOS OUT.safetensors`` writes features of a folder's clips, from one extractor.
 ``features MADE.safetensors TRUE.safetensors`` compares two sets of features, each a file with ``features`` N D of clips
 (FVD) or pictures (FID), from whatever extractor: Fréchet distance; with ``logits`` N classes in the first one also its

@@ -1,5 +1,6 @@
 """The extractors have the published layouts, files are converted safely, and folders become features by a protocol."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from vidcore.metrics import protocol as protocols
 from vidcore.metrics.clips import Cut, captions_from, clips_of, videos_in
 from vidcore.metrics.extract import KINDS, Extractor, load_extractor
 from vidcore.metrics.extract.c3d import C3D
-from vidcore.metrics.extract.convert import convert
 from vidcore.metrics.extract.i3d import I3D
 from vidcore.metrics.extract.inception import InceptionV3
 from vidcore.metrics.frechet import Moments, frechet_distance, inception_score
@@ -29,6 +29,10 @@ from vidcore.text import TextConfig, TextEncoder
 from ..clips import encode
 
 ROOT = Path(__file__).resolve().parents[2]
+_spec = importlib.util.spec_from_file_location("convert_extractor", ROOT / "benchmarks" / "convert_extractor.py")
+_script = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_script)
+convert = _script.convert
 
 
 def random_state(net, seed=0):
@@ -141,7 +145,7 @@ def test_published_files_become_safetensors_and_nothing_runs_on_the_way(tmp_path
     assert not ran.exists() and not (tmp_path / "new.safetensors").exists()
     with pytest.raises(weights.WeightsError, match="holds 'i3d'; expected weights of 'c3d'"):
         load_extractor("c3d", tmp_path / "i3d.safetensors")
-    with pytest.raises(weights.WeightsError, match="convert --help"):
+    with pytest.raises(weights.WeightsError, match="convert_extractor.py --help"):
         load_extractor("inception", tmp_path / "none.safetensors")
 
 

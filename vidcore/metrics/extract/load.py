@@ -1,4 +1,4 @@
-"""The extractors by name, each from a file of weights that `convert` says how to get."""
+"""The extractors by name, each from a file of weights that `benchmarks/convert_extractor.py` makes."""
 
 import hashlib
 from pathlib import Path
@@ -49,7 +49,7 @@ class Extractor:
 
 
 def load_extractor(kind: str, path: Path, device: torch.device | str = "cpu") -> Extractor:
-    """An extractor from a file that `convert` made; CLIP from a folder as Hugging Face has it.
+    """An extractor from a file that `benchmarks/convert_extractor.py` made; CLIP from a folder as Hugging Face has it.
 
     Raises:
         ValueError: if there is no such kind.
@@ -60,7 +60,7 @@ def load_extractor(kind: str, path: Path, device: torch.device | str = "cpu") ->
     file = path / "model.safetensors" if kind == "clip" else path
     if not file.is_file():
         raise weights.WeightsError(
-            f"there is no file {file} with the weights of '{kind}'; `python -m vidcore.metrics.extract.convert --help` says "
+            f"there is no file {file} with the weights of '{kind}'; `python benchmarks/convert_extractor.py --help` says "
             "where to get them."
         )
     net = Clip.from_folder(path) if kind == "clip" else _with_weights(kind, file)

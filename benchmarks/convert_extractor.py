@@ -1,4 +1,4 @@
-"""``python -m vidcore.metrics.extract.convert KIND FILE [FILE] OUT.safetensors``: published weights, made safe.
+"""``python benchmarks/convert_extractor.py KIND FILE [FILE] OUT.safetensors``: published weights of extractors, made safe.
 
 i3d        ``i3d_pretrained_400.pt``, FVD's weights: github.com/songweige/TATS, folder tats/fvd
 inception  ``pt_inception-2015-12-05-6726825d.pth``, FID's weights: github.com/mseitzer/pytorch-fid, release fid_weights
@@ -6,13 +6,15 @@ c3d        ``conv3d_deepnetA_ucf.npz`` and ``mean2.npz``: github.com/rezoo/tgan2
 clip       needs no conversion: the folder of a model page such as huggingface.co/openai/clip-vit-base-patch32, with
            config.json, model.safetensors and the tokenizer's files, is what every command takes
 
-The first two are pickles. Here, and nowhere else in VidCore, PyTorch reads such a file, as weights only: tensors in
-dictionaries, nothing that runs. Each of them is turned into safetensors once, with the SHA-256 of where it came from.
+The first two are pickles, which the core and the nodes never open. This script, run by hand, has PyTorch read them as
+weights only: tensors in dictionaries, nothing that runs. Each of them is turned into safetensors once, with the SHA-256 of
+where it came from.
 """
 
 import argparse
 import hashlib
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ... import weights
-from .load import KINDS
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from vidcore import weights  # noqa: E402
+from vidcore.metrics.extract import KINDS  # noqa: E402
 
 
 def _pickled(path: Path) -> dict[str, Tensor]:
@@ -67,7 +71,7 @@ def convert(kind: str, sources: list[Path], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m vidcore.metrics.extract.convert", description=__doc__,
+        prog="python benchmarks/convert_extractor.py", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("kind", choices=READERS)
