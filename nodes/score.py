@@ -102,7 +102,7 @@ class ScoreVideo(io.ComfyNode):
         if warp_error:
             curves["warp error"] = [math.nan, *(pair_error(images[i : i + 2]) for i in range(len(images) - 1))]
             scores["warp_error"] = float(np.nanmean(curves["warp error"][1:]))
-        text = json.dumps({k: None if v == math.inf else v for k, v in scores.items()}, indent=1)
+        text = json.dumps({k: v if _is_value(v) else None for k, v in scores.items()}, indent=1)
         plot = torch.from_numpy(np.stack([np.asarray(draw(curves))])).float() / 255
         return io.NodeOutput(text, plot, ui=ui.PreviewImage(plot, cls=cls))
 
@@ -167,6 +167,11 @@ def draw(curves: dict[str, list[float]]) -> Image.Image:
                 pen.line((*last, x, y), fill="#1f5fbf", width=2)
             last = (x, y)
     return picture
+
+
+def _is_value(value) -> bool:
+    """False for infinity and NaN, which JSON does not know."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _size(images: Tensor) -> str:

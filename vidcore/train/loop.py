@@ -71,6 +71,7 @@ def train(
         The last step's loss.
 
     Raises:
+        ConfigError: if training beside a checkpoint of Stable Diffusion has no folder of videos.
         FloatingPointError: if the loss is not finite; nothing after the last good save is kept.
         folder.DataError: if the recipe's folder cannot be trained on.
         ValueError: if there are more processes than clips in a batch.
