@@ -117,7 +117,8 @@ def projected(clip, prompt: str) -> Tensor:
     """A text in the space that CLIP shares with pictures, 1 D.
 
     Raises:
-        ValueError: if the text encoder is not CLIP's, or came without its projection, as in Stable Diffusion checkpoints.
+        ValueError: if the text encoder is not CLIP's, or its projection is none (zeros, the identity, not finite). Where a
+            file has no projection the host leaves memory as it was, so this cannot always be told.
     """
     both = clip.cond_stage_model
     found = [(letter, getattr(both, f"clip_{letter}")) for letter in "glh" if hasattr(both, f"clip_{letter}")]

@@ -114,13 +114,6 @@ def clip_l():
     return SDClipModel(device="cpu", dtype=torch.float16).transformer
 
 
-def clip_l_bare():
-    """The same as Stable Diffusion checkpoints have it: without its projection."""
-    text = clip_l()
-    del text.text_projection
-    return text
-
-
 def clip_vision_l():
     """The picture half of CLIP ViT-L/14, full size."""
     import comfy.clip_vision
@@ -154,7 +147,6 @@ MODELS = {
     "sd_vae": sd_vae,
     "wan_vae": wan_vae,
     "clip_l": clip_l,
-    "clip_l_bare": clip_l_bare,
     "clip_vision_l": clip_vision_l,
 }
 
