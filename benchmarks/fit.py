@@ -40,7 +40,7 @@ def fit(frames: int, height: int, width: int) -> FIT:
     """The paper's network of 500 M parameters; larger clips have larger groups, and the same latents."""
     paper = CONFIGS["500m"]
     group = tuple(own * side // whole for own, side, whole in zip(paper.group, (height, width), (40, 64)))
-    return FIT(replace(paper, frames=frames, height=height, width=width, group=group, context=CONTEXT))
+    return FIT(replace(paper, frames=frames, height=height, width=width, padding=0, group=group, context=CONTEXT))
 
 
 def unet(channels: int, frames: int = 16) -> UNet3D:

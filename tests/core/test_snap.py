@@ -42,7 +42,7 @@ def test_paper_sizes(name, millions):
     count = sum(p.numel() for p in net.parameters()) / 1e6
     assert abs(count / millions - 1) < 0.08
     assert round(count) == {"500m": 501, "3.9b": 4050, "3.9b_upsampler": 4200}[name]
-    tokens = config.frames * (config.height // 4) * (config.width // 4)
+    tokens = config.frames * config.patches[0] * config.patches[1]
     assert tokens == (147_456 if config.low_resolution else 2_560)
     assert config.groups == ((4, 8) if config.low_resolution else (2, 4))
     assert (
@@ -68,6 +68,19 @@ def test_shapes_and_all_that_is_given_matters():
     ]
     assert all((other - out).abs().max() > 1e-4 for other, _ in others)
     assert torch.equal(net(z, c_noise, context, **given)[0], out)
+
+
+@torch.no_grad()
+def test_padding_is_rows_of_zeros_below_that_do_not_come_out():
+    net, padded = make(), make(height=12, padding=4)
+    padded.load_state_dict(net.state_dict())
+    z, c_noise, context, given = batch()
+    z[..., 12:, :] = 0
+    out, latents = padded(z[..., :12, :], c_noise, context, **given)
+    expected = net(z, c_noise, context, **given)
+    assert torch.equal(out, expected[0][..., :12, :]) and torch.equal(latents, expected[1])
+    with pytest.raises(ValueError, match="16x14 pixels in patches of 4"):
+        replace(TINY, height=12, padding=2)
 
 
 @torch.no_grad()
@@ -147,6 +160,19 @@ def test_self_conditioning_starts_as_nothing_and_carries_no_gradient():
     assert latents.grad is None and net.previous_norm.weight.grad.abs().sum() > 0
 
 
+@torch.no_grad()
+def test_some_clips_are_given_the_latents_of_an_evaluation_before_theirs():
+    net, calls = make(low_height=8), []
+    net.register_forward_pre_hook(lambda _, args, named: calls.append((args, named)), with_kwargs=True)
+    x, _, context, given = batch(16)
+    snap_loss(net, x, torch.Generator().manual_seed(0), **given, context=context, low_resolution=x, self_conditioning=0.5)
+    (some, _), (every, named) = calls
+    chosen = named["previous"].flatten(1).any(dim=1)
+    assert len(some[0]) == chosen.sum() and 2 < chosen.sum() < 14 and torch.equal(some[0], every[0][chosen])
+    expected = net(*every, **{**named, "previous": None})[1]
+    torch.testing.assert_close(named["previous"][chosen], expected[chosen])
+
+
 def test_gradients_reach_every_parameter_and_the_loss_repeats():
     net = make(low_height=8).train()
     z, _, context, given = batch()
@@ -207,7 +233,7 @@ SECOND = replace(TINY, height=32, width=32, group=(4, 4), low_height=16, sigma_i
 
 def test_the_papers_second_stage_enlarges_what_its_first_makes():
     first, second = CONFIGS["3.9b"], CONFIGS["3.9b_upsampler"]
-    assert second.low_size == (36, 64) and (first.height - 4, first.width) == second.low_size  # 36 rows, padded by 4
+    assert second.low_size == (36, 64) == (first.height, first.width) and first.padding == 4 and not second.padding
     with pytest.raises(ValueError, match="a whole number of times the first stage's clip of 12 rows"):
         replace(TINY, low_height=12)
 

@@ -597,10 +597,13 @@ def test_images_stay_with_their_clips_in_parts(tmp_path):
     assert dataclasses.replace(batch, image_tokens=None).split(2)[0].image_tokens is None
 
 
-def test_a_second_stage_trains_from_a_first_one(tmp_path):
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_second_stage_trains_from_a_first_one(tmp_path, shared):
+    """With a text encoder of its own, or with the first one's as it is."""
     train(recipe(tmp_path, SNAP), tmp_path, stop_after=1, report=quiet)
+    begin = 'start_from = "out/snap.safetensors"' + '\ntext_from = "out/snap.safetensors"' * shared
     changed = {
-        '"out/snap.safetensors"': '"out/second.safetensors"\nstart_from = "out/snap.safetensors"',
+        '"out/snap.safetensors"': f'"out/second.safetensors"\n{begin}',
         "height = 16\nwidth = 16\ngroup = [2, 2]": "height = 32\nwidth = 32\ngroup = [4, 4]\nlow_height = 16",
         "size = 16": "size = 32",
     }
@@ -609,8 +612,13 @@ def test_a_second_stage_trains_from_a_first_one(tmp_path):
         assert old in text
         text = text.replace(old, new)
     train(recipe(tmp_path, text), tmp_path, report=quiet)
-    net, _ = load_snap(tmp_path / "out" / "second.safetensors")
+    first, (net, text) = (
+        load_snap(tmp_path / "out" / "snap.safetensors")[1],
+        load_snap(tmp_path / "out" / "second.safetensors"),
+    )
     assert net.config.low_size == (16, 16)
+    pairs = zip(first.parameters(), text.parameters())
+    assert all(torch.equal(a, b) for a, b in pairs) is shared
     pixels = net.config.channels * net.config.patch**2
     assert net.patch_in.weight[:, pixels:].any()  # it has begun to see the clip to enlarge
 

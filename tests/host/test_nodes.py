@@ -104,7 +104,7 @@ def test_input_order_is_kept_for_saved_workflows(ours):
         "DecodeContentMotion": ["codec", "content", "motion", "vae"],
         "AttachContentFrame": ["model", "codec", "content", "vae"],
         "SamplerEDMHeun": ["s_churn", "s_tmin", "s_tmax", "s_noise"],
-        "SetFrameRate": ["conditioning", "frame_rate", "original_height"],
+        "SetFrameRate": ["conditioning", "frame_rate", "original_height", "still"],
         "MitigatingGradientSampling": ["model", "strength", "start_percent", "end_percent", "every", "memory_saver"],
         "UpsampleVideoCascade": [
             "model", "positive", "negative", "image", "seed", "steps", "guidance_scale", "sampler", "schedule", "corruption",

@@ -97,7 +97,7 @@ def test_the_hosts_route_is_the_papers(parts, snap_file, latents):
 def test_stock_samplers_rates_and_sizes_count_and_runs_repeat(snap_file, latents):
     stock = dict(seed=1, steps=4, cfg=2.0, sampler_name="heun", scheduler="karras", denoise=1.0)
     prompt = loaded(snap_file) | {
-        "10": node("SetFrameRate", conditioning=["2", 0], frame_rate=0.0),
+        "10": node("SetFrameRate", conditioning=["2", 0], frame_rate=24.0, still=True),
         "11": node("SetFrameRate", conditioning=["2", 0], frame_rate=4.0),
         "12": node("SetFrameRate", conditioning=["2", 0], frame_rate=4.0, original_height=720),
         "20": node("KSampler", model=["1", 0], positive=["2", 0], negative=["3", 0], latent_image=["4", 0], **stock),
@@ -132,6 +132,14 @@ def test_churn_renews_noise_by_the_seed(snap_file, latents):
     plain, churned, nearly, other = (found for _, found in sorted(latents(prompt).items()))
     assert (plain - churned).abs().max() > 1e-2 and (other - churned).abs().max() > 1e-2
     assert (nearly - churned).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("rate, message", [(0.0, "above 0 frames per second, got 0; for a picture"), (-4.0, "frame_rate")])
+def test_a_frame_rate_that_is_none_is_refused(snap_file, run, rate, message):
+    rated = node("SetFrameRate", conditioning=["2", 0], frame_rate=rate)
+    prompt = loaded(snap_file) | {"10": rated, "5": sample(**HEUN, positive=("10", 0)), "6": keep_latent("5")}
+    with pytest.raises(start.RunError, match=message):
+        run(prompt)
 
 
 def test_a_clip_of_another_size_is_refused(snap_file, run):

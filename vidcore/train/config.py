@@ -9,6 +9,7 @@ from typing import Any
 
 from ..data.shapes import VOCABULARY
 from ..data.shapes.scene import BACKGROUNDS, MOTIONS, SHAPES, SIZES, visible_motions
+from ..systems.snap.loss import SELF_CONDITIONING
 from .systems import SYSTEMS
 
 if sys.version_info >= (3, 11):
@@ -49,7 +50,7 @@ class Phase:
         motions: how they may move.
         shapes: which there are; two in one scene are never the same.
         recolour: for "content_motion" only, as in `reconstruction_loss`.
-        noisier: for "snap" only, as in `snap_loss`.
+        noisier, self_conditioning: for "snap" only, as in `snap_loss`.
         rates: how much of its motion a clip may show, as parts of the whole; one is drawn for each. Less is a higher frame
             rate. Clips that show a part begin anywhere in the motion.
         anywhere: probability that a clip whose motion repeats starts at any moment of it, as a clip that goes on does.
@@ -73,6 +74,7 @@ class Phase:
     shapes: tuple[str, ...] = SHAPES
     recolour: float = 0.0
     noisier: float = 0.0
+    self_conditioning: float = SELF_CONDITIONING
     rates: tuple[float, ...] = (1.0,)
     anywhere: float = 0.0
     turns: tuple["Phase", ...] = ()
@@ -105,7 +107,8 @@ class TrainConfig:
         system: what is trained, one of `vidcore.train.systems.SYSTEMS`.
         start_from: a model file whose weights to start from; empty for fresh ones. Its network may have fewer ``blocks`` and
             ``attention_sizes`` than this one (`vidcore.systems.vdm.grow`).
-        text_from: a model file whose text encoder to use as it is, for "cmd", "image" and "content".
+        text_from: a model file whose text encoder to use as it is, for "cmd", "image", "content" and "snap"; for a second
+            stage the first one, so that one prompt serves both.
         codec_from: the autoencoder's file, for "cmd" and "content".
         image_from: the image model's file that "harivo" and "tune_a_video" train layers beside, with its text encoder; one
             of ours, or a checkpoint of Stable Diffusion 1.x, whose latents and text features are then kept beside the model.

@@ -156,7 +156,7 @@ class CMD:
 
 
 class Snap:
-    """One stage of Snap Video, and the text encoder that is trained along with it."""
+    """One stage of Snap Video, and the text encoder: trained along with it, or that of ``text_from``, as it is."""
 
     model, takes_images = SnapConfig, True
 
@@ -170,6 +170,8 @@ class Snap:
                 net = second_stage(net, config.model)
             weights.load_into(module["net"], net.state_dict(), "network")
             weights.load_into(module["text"], text.state_dict(), "text encoder")
+        if config.text_from:
+            module["text"] = load_text(root / config.text_from).requires_grad_(False)
         return module.train()
 
     @staticmethod
@@ -185,7 +187,8 @@ class Snap:
         size = torch.full((len(x),), float(config.model.height), device=x.device)
         low = enlarge(shrink(x, config.model), x.shape[3:]) if config.model.low_resolution else None
         return snap_loss(
-            module["net"], x, generator, interval, size, context, phase.drop_context, low, noisier=phase.noisier
+            module["net"], x, generator, interval, size, context, phase.drop_context, low, phase.self_conditioning,
+            phase.noisier,
         )  # fmt: skip
 
     @staticmethod

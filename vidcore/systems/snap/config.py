@@ -26,6 +26,8 @@ class SnapConfig:
         interval: the time between frames where nobody says another, in seconds, or whatever the model was trained with.
         low_height: of the second stage: rows of the first stage's clip, which its input has beside the noisy one; both sides
             are enlarged by the same whole number. 0 for a first stage.
+        padding: rows of zeros that the network itself adds below each frame, and cuts off again, so that patches and groups
+            fit: the paper's 36 rows become 40.
         sigma_in, sigma_data: of the diffusion, see `vidcore.edm.EDM`.
     """
 
@@ -49,12 +51,14 @@ class SnapConfig:
     low_height: int = 0
     sigma_in: float = sigma_in(16, 64)
     sigma_data: float = 1.0
+    padding: int = 0
 
     def __post_init__(self):
-        rows, columns = self.height / self.patch / self.group[0], self.width / self.patch / self.group[1]
+        height = self.height + self.padding
+        rows, columns = height / self.patch / self.group[0], self.width / self.patch / self.group[1]
         if rows % 1 or columns % 1 or self.latents % int(rows * columns):
             raise ValueError(
-                f"{self.width}x{self.height} pixels in patches of {self.patch} must divide into groups of {self.group[0]} "
+                f"{self.width}x{height} pixels in patches of {self.patch} must divide into groups of {self.group[0]} "
                 f"rows and {self.group[1]} columns, and those the {self.latents} latents"
             )
         factor = self.height // self.low_height if self.low_height else 1
@@ -95,9 +99,14 @@ class SnapConfig:
         return self.frames, self.height, self.width
 
     @property
+    def patches(self) -> tuple[int, int]:
+        """Rows and columns of patches, padding included."""
+        return (self.height + self.padding) // self.patch, self.width // self.patch
+
+    @property
     def groups(self) -> tuple[int, int]:
         """Rows and columns of groups."""
-        return self.height // self.patch // self.group[0], self.width // self.patch // self.group[1]
+        return self.patches[0] // self.group[0], self.patches[1] // self.group[1]
 
     @classmethod
     def tiny(cls) -> "SnapConfig":
@@ -114,7 +123,7 @@ _LARGE = dict(
 
 CONFIGS: dict[str, SnapConfig] = {
     "tiny": SnapConfig.tiny(),
-    "500m": SnapConfig(),
-    "3.9b": SnapConfig(**_LARGE),
+    "500m": SnapConfig(height=36, padding=4),
+    "3.9b": SnapConfig(**_LARGE, height=36, padding=4),
     "3.9b_upsampler": SnapConfig(**_LARGE, height=288, width=512, group=(18, 16), low_height=36, sigma_in=sigma_in(16, 512)),
 }

@@ -69,9 +69,11 @@ def snap_loss(
     first = (torch.rand(batch, generator=generator) < self_conditioning).to(x.device)
     previous = None
     if first.any():
+        given = {name: value[first] for name, value in conditions.items()}
         with torch.no_grad():
-            previous = net(z, edm.c_noise(sigma), context, **conditions)[1]
-        previous = previous * first[:, None, None]
+            latents = net(z[first], edm.c_noise(sigma[first]), None if context is None else context[first], **given)[1]
+        previous = latents.new_zeros(batch, *latents.shape[1:])
+        previous[first] = latents
     output, _ = net(z, edm.c_noise(sigma), context, previous=previous, **conditions)
     error = (output.float() - edm.target(x, eps, sigma)).square().flatten(1).mean(dim=1)
     return (edm.network_weight(sigma) * error).mean()

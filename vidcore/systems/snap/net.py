@@ -52,9 +52,8 @@ class FIT(nn.Module):
         made = dict(operations=operations, **layer)
         self.config = config
         pixels = config.channels * config.patch**2
-        rows, columns = config.height // config.patch, config.width // config.patch
         self.patch_in = operations.Linear(pixels * (2 if config.low_resolution else 1), config.token, **layer)
-        self.place = nn.Parameter(torch.empty(config.frames, rows, columns, config.token, **layer))
+        self.place = nn.Parameter(torch.empty(config.frames, *config.patches, config.token, **layer))
         self.latents = nn.Parameter(torch.empty(config.latents, config.latent_width, **layer))
         self.previous = operations.Linear(config.latent_width, config.latent_width, **layer)
         self.previous_norm = operations.LayerNorm(config.latent_width, **layer)
@@ -130,6 +129,7 @@ class FIT(nn.Module):
         config, (rows, columns) = self.config, self.config.groups
         if low_resolution is not None:
             z = torch.cat([z, low_resolution], dim=1)
+        z = nn.functional.pad(z, (0, 0, 0, config.padding))
         tokens = rearrange(z, "b c t (h p) (w q) -> b t h w (c p q)", p=config.patch, q=config.patch)
         tokens = self.patch_in(tokens) + self.place.to(tokens)
         patches = rearrange(tokens, "b t (r h) (s w) c -> b (r s) (t h w) c", r=rows, s=columns)
@@ -149,7 +149,7 @@ class FIT(nn.Module):
             made, "b (r s) (t h w) (c p q) -> b c t (r h p) (s w q)", r=rows, s=columns, h=config.group[0],
             w=config.group[1], p=config.patch, q=config.patch,
         )  # fmt: skip
-        return made, latents.flatten(1, 2)
+        return made[..., : config.height, :], latents.flatten(1, 2)
 
     def conditions(
         self, c_noise: Tensor, interval: Tensor, size: Tensor, corruption: Tensor | None, context: Tensor | None

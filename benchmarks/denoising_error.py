@@ -1,0 +1,65 @@
+"""How well models estimate clips: mean square errors of x-hat on held-out clips, where noise is so many times the signal.
+
+No speed, but the arithmetic of one evaluation of one clip. Of Snap Video's first stages and VDM's networks alike: what
+counts is the ratio of noise to signal, which is sigma sigma_in there and sigma / alpha here.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from vidcore.data.shapes import caption, random_scene, render  # noqa: E402
+from vidcore.denoise import Denoiser  # noqa: E402
+from vidcore.metrics.make import load, tokens_of  # noqa: E402
+from vidcore.systems.snap import FIT  # noqa: E402
+
+RATIOS, PART = (6.0, 3.0, 1.5, 0.7, 0.3), 8
+
+
+def estimate(net, x: Tensor, eps: Tensor, ratio: float, context: Tensor) -> Tensor:
+    """x-hat of clips ``x`` with noise ``ratio`` times as strong."""
+    like = x.new_ones(len(x))
+    if isinstance(net, FIT):
+        edm, given = net.config.edm, dict(interval=net.config.interval * like, size=net.config.height * like)
+        sigma = like * (ratio / edm.sigma_in)
+        return edm.denoise(lambda z, c: net(z, c, context, **given)[0], edm.add_noise(x, eps, sigma), sigma)
+    schedule, alpha = net.config.schedule, (1 + ratio**2) ** -0.5
+    t = schedule.time(torch.tensor(-2 * np.log(ratio))).float() * like
+    return Denoiser(net, net.config.prediction, schedule)(alpha * (x + ratio * eps), t, context=context)
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("--size", type=int, default=16, help="of the clips, in pixels")
+    parser.add_argument("--clips", type=int, default=96)
+    parser.add_argument("--sizes", default="large", help="of the things, with commas between; the middle one is empty")
+    parser.add_argument("--seed", type=int, default=77)
+    given = parser.parse_args()
+    for path in given.models:
+        (net, text), rng = load(path), np.random.default_rng(given.seed)
+        scenes = [random_scene(rng, held_out=True, sizes=tuple(given.sizes.split(","))) for _ in range(given.clips)]
+        x = torch.stack([torch.from_numpy(render(s, 8, given.size)).movedim(-1, 0) * 2 - 1 for s in scenes])
+        context, errors = text(tokens_of(text, [caption(scene) for scene in scenes])), {}
+        for ratio in RATIOS:
+            eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(int(100 * ratio)))
+            parts = zip(x.split(PART), eps.split(PART), context.split(PART))
+            squares = [(estimate(net, a, e, ratio, c) - a).square().mean(dim=(1, 2, 3, 4)) for a, e, c in parts]
+            errors[ratio] = round(float(torch.cat(squares).mean()), 4)
+        with FlopCounterMode(display=False) as counter:
+            estimate(net, x[:1], x[:1], 1.0, context[:1])
+        operations = round(counter.get_total_flops() / 1e9, 3)
+        print(json.dumps({"model": path.name, "clips": given.clips, "errors": errors, "1e9_operations": operations}))
+
+
+if __name__ == "__main__":
+    main()
