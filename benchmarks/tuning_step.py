@@ -95,13 +95,13 @@ def motion_modules(arguments):
     sys.path.append(arguments.peers)
     from diffusers import UNetMotionModel
 
-    net = UNetMotionModel(cross_attention_dim=768, attention_head_dim=8, motion_num_attention_heads=8).to(arguments.device)
+    net = UNetMotionModel(cross_attention_dim=768, num_attention_heads=8, motion_num_attention_heads=8).to(arguments.device)
     net.requires_grad_(False)
     motion = torch.nn.ModuleList(m for name, m in net.named_modules() if name.rsplit(".", 1)[-1] == "motion_modules")
     motion.requires_grad_(True)
     optimiser = torch.optim.AdamW(motion.parameters(), lr=1e-4)
     clip = torch.randn(1, 4, arguments.frames, arguments.side, arguments.side, device=arguments.device)
-    text = torch.randn(1, 77, 768, device=arguments.device)
+    text = torch.randn(1, 77, 768, device=arguments.device).repeat(arguments.frames, 1, 1)  # it wants one for each frame
 
     def work():
         noise = torch.randn_like(clip)

@@ -320,6 +320,8 @@ def test_a_second_stage_sees_the_enlarged_clip_with_noise_of_its_own():
     known = dict(low_resolution=corrupt(enlarge(low, (32, 32)), level, noise), corruption=level)
     made = make_clips(net, context, 2, 6, low=low, corruption=0.3)
     torch.testing.assert_close(made, by_hand(net, (context,), 2, 6, (1.0,), **known), atol=1e-4, rtol=1e-4)
+    larger = low.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)  # is shrunk first
+    torch.testing.assert_close(make_clips(net, context, 2, 6, low=larger, corruption=0.3), made)
     with pytest.raises(ValueError, match="needs the clip of the first stage"):
         make_clips(net, context, 2, 6)
     with pytest.raises(ValueError, match="takes no clip to enlarge"):

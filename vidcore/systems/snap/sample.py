@@ -8,7 +8,7 @@ from torch import Tensor
 from ...guide.cfg import with_cfg
 from ...sample.heun import snap_sample
 from .net import FIT
-from .stages import corrupt, enlarge
+from .stages import corrupt, enlarge, shrink
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def make_clips(
         seed: of all noise.
         guidance_scale: towards the text; 1 is off, see `vidcore.guide.cfg.guided`.
         interval: between frames, in the unit that the network was trained with; by default what the config says.
-        low: for a second stage: the first one's clips B C T h w.
+        low: for a second stage: the first one's clips B C T h w; clips of another size are brought to that one.
         corruption: for a second stage: the deviation of the noise that ``low`` gets.
 
     Raises:
@@ -44,6 +44,7 @@ def make_clips(
         generator = torch.Generator().manual_seed(seed)
         _, noise = torch.randn(2, *shape, generator=generator)  # the sampler's noise is what the seed gives first
         level = torch.full((len(context),), math.log(corruption))
+        low = shrink(low, config) if config.low_resolution else low  # a first stage refuses it with a better message
         known = {"low_resolution": corrupt(enlarge(low, size), level, noise), "corruption": level}
 
     def evaluate(z: Tensor, c_noise: Tensor, context: Tensor) -> Tensor:

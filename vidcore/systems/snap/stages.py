@@ -20,7 +20,7 @@ def enlarge(low: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def shrink(x: Tensor, config: SnapConfig) -> Tensor:
-    """Clips of the second stage's size as the first stage would have made them, by the mean over each pixel's area."""
+    """Clips of any size at the first stage's, by the mean over each pixel's area; what has that size stays as it is."""
     return downsample(x, config.low_size)
 
 
