@@ -48,7 +48,7 @@ def main() -> None:
     for path in given.models:
         (net, text), rng = load(path), np.random.default_rng(given.seed)
         scenes = [random_scene(rng, held_out=True, sizes=tuple(given.sizes.split(","))) for _ in range(given.clips)]
-        x = torch.stack([torch.from_numpy(render(s, 8, given.size)).movedim(-1, 0) * 2 - 1 for s in scenes])
+        x = torch.stack([torch.from_numpy(render(s, net.config.frames, given.size)).movedim(-1, 0) * 2 - 1 for s in scenes])
         context, errors = text(tokens_of(text, [caption(scene) for scene in scenes])), {}
         for ratio in RATIOS:
             eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(int(100 * ratio)))

@@ -128,10 +128,7 @@ class CMD:
                 f"{config.codec_from} makes motion of {found[0]} channels and content of {found[1]} from clips of "
                 f"{found[2]} frames; the recipe's model is for {wanted[0]}, {wanted[1]} and {wanted[2]}."
             )
-        if config.text_from:
-            text = load_text(root / config.text_from).requires_grad_(False)
-        else:
-            text = TextEncoder(_words(config))
+        text = _text(config, root)  # before the network: so seeds have drawn them
         module = nn.ModuleDict({"net": MotionDiT(model).init_weights(), "text": text, "codec": codec})
         if config.start_from:
             net, text, _ = cmd.load_cmd(root / config.start_from)
@@ -163,15 +160,14 @@ class Snap:
     @staticmethod
     def build(config, root: Path) -> nn.ModuleDict:
         """The parts that train, fresh or from ``config.start_from``, which for a second stage may be a first one."""
-        module = nn.ModuleDict({"net": FIT(config.model).init_weights(), "text": TextEncoder(_words(config))})
+        module = nn.ModuleDict({"net": FIT(config.model).init_weights(), "text": _text(config, root)})
         if config.start_from:
             net, text = snap.load_snap(root / config.start_from)
             if config.model.low_resolution and not net.config.low_resolution:
                 net = second_stage(net, config.model)
             weights.load_into(module["net"], net.state_dict(), "network")
-            weights.load_into(module["text"], text.state_dict(), "text encoder")
-        if config.text_from:
-            module["text"] = load_text(root / config.text_from).requires_grad_(False)
+            if not config.text_from:
+                weights.load_into(module["text"], text.state_dict(), "text encoder")
         return module.train()
 
     @staticmethod
@@ -195,6 +191,13 @@ class Snap:
     def info(config, module: nn.ModuleDict, steps: int) -> dict:
         """The description that goes into the exported file."""
         return snap.to_info(config.model, module["text"].config, seed=config.seed, steps=steps)
+
+
+def _text(config, root: Path) -> TextEncoder:
+    """A fresh text encoder, or that of ``config.text_from``, which does not train."""
+    if config.text_from:
+        return load_text(root / config.text_from).requires_grad_(False)
+    return TextEncoder(_words(config))
 
 
 def _words(config) -> TextConfig:
