@@ -9,12 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from vidcore import weights
 from vidcore.codec.content_motion import ContentMotionCodec, load_codec, reconstruction_loss
-from vidcore.data.shapes import VOCABULARY
+from vidcore.data.shapes import VOCABULARY, random_scene, render
 from vidcore.systems.cmd.checkpoint import load_cmd
 from vidcore.systems.snap.checkpoint import load_snap
 from vidcore.systems.vdm import vdm_loss
@@ -232,6 +233,38 @@ def test_a_motion_that_repeats_may_start_anywhere(tmp_path):
         assert repeats or torch.equal(a.clips, b.clips)
         moved += [not torch.equal(a.clips, b.clips)] if repeats else []
     assert len(moved) > 3 and sum(moved) > len(moved) / 2  # a turned circle stays as it is
+
+
+def test_a_crop_keeps_the_thing_whole(tmp_path):
+    """As many pixels of it as the whole frame shows, wherever it is; another draw takes another part."""
+    phase = dataclasses.replace(
+        recipe(tmp_path).phases[1], batch=1, images=0, two=0.0, size=32, crop=20, motions=("rotate",), sizes=("small", "")
+    )
+    vocabulary, starts = Vocabulary(VOCABULARY, 24), set()
+    for step in range(20):
+        crop = shapes_batch(phase, vocabulary, 5, step).clips[0]
+        scene = random_scene(
+            np.random.default_rng((5, 0, step)), 0.0, False, phase.sizes, phase.backgrounds, phase.motions, phase.shapes
+        )
+        whole = torch.from_numpy(render(scene, phase.frames, 32)).movedim(-1, 0) * 2 - 1
+        assert crop.shape[-2:] == (20, 20)
+        ground = whole[:, 0, 0, 0]
+        ink = lambda clip: (clip - ground[:, None, None, None]).abs().sum()  # noqa: E731
+        assert torch.isclose(ink(crop), ink(whole), rtol=1e-5)
+        windows = whole.unfold(2, 20, 1).unfold(3, 20, 1)  # C T y x 20 20
+        found = (windows.permute(2, 3, 0, 1, 4, 5) == crop).flatten(2).all(2).nonzero().tolist()
+        assert found
+        starts.add(tuple(found[0]))
+    assert len(starts) > 10
+    for crop, message in ((40, "at most the size, 16"), (3, "multiple of")):
+        with pytest.raises(ConfigError, match=message):
+            recipe(tmp_path, RECIPE.replace("two = 0.5", f"two = 0.5\ncrop = {crop}"))
+
+
+def test_scenes_of_which_none_is_left_are_refused():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="please allow more"):
+        random_scene(rng, held_out=True, backgrounds=("black",), motions=("rotate",), shapes=("square",))
 
 
 def test_learning_rate_warms_up_and_falls(tmp_path):
@@ -538,6 +571,13 @@ def test_recomputed_and_compiled_blocks_teach_the_same(tmp_path, more):
     assert one.keys() == two.keys()  # no wrapper has changed a name
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, atol=2e-5, rtol=1e-3)
+
+
+def test_no_compiled_block_falls_back(tmp_path, monkeypatch):
+    """However many blocks share a class: these are a dozen different ones."""
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    text = RECIPE.replace("multipliers = [1, 2]", "multipliers = [1, 2, 3, 4]")
+    train(recipe(tmp_path, 'compile = "eager"\n' + text), tmp_path, 1, report=quiet)
 
 
 def test_recompute_runs_blocks_again_on_the_way_back(tmp_path):

@@ -6,6 +6,7 @@ Networks themselves are single-device code and know of none of it.
 from functools import partial
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -26,6 +27,9 @@ from .processes import rank_and_count
 
 # The blocks that networks repeat: each is recomputed, compiled and sharded as one.
 BLOCKS = (Block, FITBlock, DiTBlock, TimeSformerBlock, TransformerBlock, Residual, TemporalLayer, TunedBlock)
+
+# Of a compiled block, for the kinds of batch that there are: lengths, sizes, with and without pictures beside.
+VERSIONS = 16
 
 
 class Objective(nn.Module):
@@ -68,7 +72,12 @@ def prepare(module: nn.Module, system, config: TrainConfig, device: torch.device
         for block in blocks_in(module):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if config.compile:
-        for block in blocks_in(module):
+        blocks = blocks_in(module)
+        # The limit counts the versions of one function, which blocks of a class share; past it they run uncompiled.
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, VERSIONS * len(blocks))
+        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, VERSIONS * len(blocks))
+        for block in blocks:
             block.compile(backend=config.compile)
     objective, count = Objective(module, system, config), rank_and_count()[1]
     if config.shard:

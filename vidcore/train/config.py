@@ -38,6 +38,8 @@ class Phase:
         batch: clips per step.
         frames: frames per clip; 1 trains on pictures alone.
         size: height and width in pixels.
+        crop: height and width of the part that is kept of every clip, drawn so that the things stay inside if they fit; 0
+            keeps all. A smaller picture costs less, and shows the things as large as the whole one.
         images: independent images appended to each clip (VDM section 3).
         two: probability of two things in a scene.
         lr: learning rate at the start of the phase.
@@ -77,6 +79,7 @@ class Phase:
     self_conditioning: float = SELF_CONDITIONING
     rates: tuple[float, ...] = (1.0,)
     anywhere: float = 0.0
+    crop: int = 0
     turns: tuple["Phase", ...] = ()
 
 
@@ -233,11 +236,16 @@ def _phase(table: Any, where: str, model: Any) -> Phase:
     phase = _build(Phase, table, where)
     if phase.size % model.stride or phase.size == 0:
         raise ConfigError(f"{where}.size must be a multiple of {model.stride}, got {phase.size}")
-    fixed = getattr(model, "fixed", (phase.frames, phase.size, phase.size))
-    if (phase.frames, phase.size, phase.size) != fixed:
+    if phase.crop % model.stride or phase.crop > phase.size:
+        raise ConfigError(
+            f"{where}.crop must be a multiple of {model.stride} and at most the size, {phase.size}; got {phase.crop}"
+        )
+    kept = phase.crop or phase.size
+    fixed = getattr(model, "fixed", (phase.frames, kept, kept))
+    if (phase.frames, kept, kept) != fixed:
         raise ConfigError(
             f"{where}: this model takes {fixed[0]} frames of {fixed[2]}x{fixed[1]} alone, and recipes square ones; got "
-            f"{phase.frames} of {phase.size}x{phase.size}"
+            f"{phase.frames} of {kept}x{kept}"
         )
     if min(phase.steps, phase.batch, phase.frames) < 1:
         raise ConfigError(f"{where}: steps, batch and frames must be at least 1")
@@ -314,5 +322,7 @@ def read_config(path: str | Path) -> TrainConfig:
                     f"data.sizes takes pairs of height and width that are multiples of {model.stride}, for models of no "
                     f"fixed size; got {size}"
                 )
+        if any(kind.crop for phase in phases for kind in (phase, *phase.turns)):
+            raise ConfigError("crop is for the shapes; videos of a folder are scaled and cropped to data.sizes")
         table = {**table, "data": dataclasses.replace(data, sizes=tuple(map(tuple, data.sizes)))}
     return _build(TrainConfig, {**table, "model": model, "phases": phases}, "recipe")

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.folder import DataError, Item, frame_numbers, in_order, scan, words_in
-from ..data.shapes import REPEATING, caption, random_scene, render
+from ..data.shapes import REPEATING, Scene, caption, random_scene, render
 from ..text import Vocabulary
 from .config import Phase, TrainConfig
 from .processes import rank_and_count, share, wait
@@ -53,14 +53,27 @@ class Batch:
         parts = zip(self.clips.split(size), self.tokens.split(size), images, self.interval.split(size))
         return [Batch(*part, self.whole) for part in parts]
 
-    def part(self, which: slice) -> "Batch":
-        """Some of its clips."""
-        images = None if self.image_tokens is None else self.image_tokens[which]
-        return Batch(self.clips[which], self.tokens[which], images, self.interval[which], self.whole)
+
+def random_part(scene: Scene, times: np.ndarray, size: int, crop: int, rng: np.random.Generator) -> tuple[slice, slice]:
+    """Rows and columns of a random ``crop`` x ``crop`` part of a scene's frames, with its things inside where they fit."""
+    x, y, radius, _ = np.array([thing.pose(float(u)) for thing in scene.things for u in times]).T
+    kept = []
+    for place in (y, x):
+        low, high = (place - radius).min() * size, (place + radius).max() * size
+        # From where the last edge is just inside to where the first one is; the other way around what does not fit.
+        first, last = np.clip(np.sort([np.ceil(high) - crop, np.floor(low)]), 0, size - crop).astype(int)
+        start = int(rng.integers(first, last + 1))
+        kept.append(slice(start, start + crop))
+    return kept[0], kept[1]
 
 
-def shapes_batch(phase: Phase, vocabulary: Vocabulary, seed: int, step: int, rank: int = 0) -> Batch:
-    """Clips with captions, and for joint training ``phase.images`` random frames of other scenes after each."""
+def shapes_batch(
+    phase: Phase, vocabulary: Vocabulary, seed: int, step: int, rank: int = 0, own: slice = slice(None)
+) -> Batch:
+    """Clips with captions, and for joint training ``phase.images`` random frames of other scenes after each.
+
+    Of its clips only ``own`` are drawn and returned.
+    """
     rng = np.random.default_rng((seed, rank, step))
 
     def example(frames: int):
@@ -78,21 +91,24 @@ def shapes_batch(phase: Phase, vocabulary: Vocabulary, seed: int, step: int, ran
             and rng.random() < phase.anywhere
         ):
             times = times + rng.random()
-        return render(scene, frames, phase.size, times), vocabulary.encode(caption(scene, rng)), rate / frames
+        part = random_part(scene, times, phase.size, phase.crop, rng) if phase.crop else None
+        return partial(render, scene, frames, phase.size, times, part), vocabulary.encode(caption(scene, rng)), rate / frames
 
     clips, tokens, image_tokens, intervals = [], [], [], []
     for _ in range(phase.batch):
-        pixels, words, interval = example(phase.frames)
+        clip, words, interval = example(phase.frames)
         pictures = [example(1) for _ in range(phase.images)]
-        clips.append(np.concatenate([pixels, *(p for p, _, _ in pictures)]))
+        clips.append([clip, *(picture for picture, _, _ in pictures)])
         tokens.append(words)
         image_tokens.append([w for _, w, _ in pictures])
         intervals.append(interval if phase.frames > 1 else 0.0)
+    pixels = np.stack([np.concatenate([draw() for draw in clip]) for clip in clips[own]])
     return Batch(
-        torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).contiguous() * 2 - 1,
-        torch.tensor(tokens),
-        torch.tensor(image_tokens) if phase.images else None,
-        torch.tensor(intervals),
+        torch.from_numpy(pixels).permute(0, 4, 1, 2, 3).contiguous() * 2 - 1,
+        torch.tensor(tokens[own]),
+        torch.tensor(image_tokens[own]) if phase.images else None,
+        torch.tensor(intervals[own]),
+        phase.batch,
     )
 
 
@@ -231,8 +247,8 @@ class _Steps(Dataset):
     def __getitem__(self, step: int) -> Batch:
         phase, _ = self.config.at(step)
         own = share(phase.batch, self.rank, self.count)
-        if self.folder is None:  # scenes follow one another from one source of randomness, and cost little
-            return shapes_batch(phase, self.vocabulary, self.config.seed, step).part(own)
+        if self.folder is None:
+            return shapes_batch(phase, self.vocabulary, self.config.seed, step, own=own)
         return self.folder.batch(phase, self.vocabulary, self.config.seed, step, self.config.clips_before(step), own)
 
 

@@ -56,7 +56,9 @@ def _distance(shape: str, points: np.ndarray) -> np.ndarray:
     return polygon_distance(points, POLYGONS[shape])
 
 
-def render(scene: Scene, frames: int, size: int, times: np.ndarray | None = None) -> np.ndarray:
+def render(
+    scene: Scene, frames: int, size: int, times: np.ndarray | None = None, part: tuple[slice, slice] | None = None
+) -> np.ndarray:
     """Pixels of a scene.
 
     Args:
@@ -64,6 +66,7 @@ def render(scene: Scene, frames: int, size: int, times: np.ndarray | None = None
         frames: number of frames.
         size: height and width in pixels.
         times: the time of each frame in [0, 1], or later for a motion that repeats; evenly spaced by default.
+        part: the rows and columns to draw, all by default.
 
     Returns:
         float32 T H W C in [0, 1].
@@ -71,10 +74,11 @@ def render(scene: Scene, frames: int, size: int, times: np.ndarray | None = None
     if times is None:
         times = np.linspace(0, 1, frames) if frames > 1 else np.array([0.5])
     centre = (np.arange(size) + 0.5) / size
-    grid = np.stack(np.meshgrid(centre, centre), axis=-1)  # H W (x, y)
-    clip = np.broadcast_to(np.array(BACKGROUNDS[scene.background]), (frames, size, size, 3)).copy()
+    rows, columns = part or (slice(None), slice(None))
+    grid = np.stack(np.meshgrid(centre[columns], centre[rows]), axis=-1)  # H W (x, y)
+    clip = np.broadcast_to(np.array(BACKGROUNDS[scene.background]), (frames, *grid.shape[:2], 3)).copy()
     for thing in scene.things:
-        points, radii = np.empty((frames, size, size, 2)), np.empty((frames, 1, 1))
+        points, radii = np.empty((frames, *grid.shape)), np.empty((frames, 1, 1))
         for f, u in enumerate(times):
             x, y, radii[f], angle = thing.pose(float(u))
             c, s = math.cos(angle), math.sin(angle)

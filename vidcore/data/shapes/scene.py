@@ -133,8 +133,11 @@ def random_scene(
         backgrounds: which of `BACKGROUNDS` there may be.
         motions: which of `MOTIONS` a thing may have; of two things only those that keep to a half of the frame.
         shapes: which of `SHAPES` things may have; two things never have the same.
+
+    Raises:
+        ValueError: if none is found, because hardly any or no combination that is asked for is left.
     """
-    while True:
+    for _ in range(TRIES):
         background = str(rng.choice(list(backgrounds)))
         count = 2 if rng.random() < two else 1
         things = tuple(
@@ -145,6 +148,13 @@ def random_scene(
             continue
         if all(unseen) if held_out else not any(unseen):
             return Scene(things, background)
+    raise ValueError(
+        f"no scene that {'is kept from' if held_out else 'is for'} training was found in {TRIES} draws from backgrounds "
+        f"{list(backgrounds)}, motions {list(motions)} and shapes {list(shapes)}; please allow more of them"
+    )
+
+
+TRIES = 2000  # one combination in twenty is held out, so that many draws miss it by chance with probability 1e-44
 
 
 # In a scene of two, each keeps to its half: these motions go up and down or stay in place.
