@@ -235,6 +235,7 @@ def test_a_run_on_the_folder_resumes_to_the_same_bits_and_loads(videos, tmp_path
         ("rate = 8", "speed = 8", "data has no entry 'speed'"),
         ("rate = 8", "", "rates need data.rate"),
         ("[data]", 'words = ["a"]\n[data]', "words is not for recipes"),
+        ("[[phase]]", "[[phase]]\ncrop = 8", "crop is for the shapes"),
         ("[[phase]]", "[[phase]]\nsteps = 1\nbatch = 1\nframes = 4\nsize = 32\n[[phase]]", "all phases have one size"),
     ],
 )

@@ -274,6 +274,23 @@ def test_a_crop_keeps_the_thing_whole(tmp_path):
             recipe(tmp_path, RECIPE.replace("two = 0.5", f"two = 0.5\ncrop = {crop}"))
 
 
+def test_a_crop_that_is_too_small_shows_a_part(tmp_path):
+    """Of a thing that is larger, or that travels out of it, there is something to see in some frame."""
+    phase = dataclasses.replace(recipe(tmp_path).phases[1], batch=8, images=0, two=0.0, size=32, crop=8, shapes=("circle",))
+    clips = shapes_batch(phase, Vocabulary(VOCABULARY, 24), 5, 0).clips
+    assert clips.shape[-2:] == (8, 8)
+    assert (clips.flatten(2).std(dim=2).amax(dim=1) > 0.01).all()
+
+
+def test_a_part_of_a_batch_is_what_the_whole_has(tmp_path):
+    """Of several processes each draws its own clips alone."""
+    phase = dataclasses.replace(recipe(tmp_path).phases[1], batch=4, crop=8)
+    whole, own = (shapes_batch(phase, Vocabulary(VOCABULARY, 24), 5, 3, own=s) for s in (slice(None), slice(1, 3)))
+    assert own.whole == whole.whole == 4 and len(own.clips) == 2
+    for name in ("clips", "tokens", "image_tokens", "interval"):
+        assert torch.equal(getattr(own, name), getattr(whole, name)[1:3])
+
+
 def test_scenes_of_which_none_is_left_are_refused():
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="please allow more"):
@@ -587,10 +604,14 @@ def test_recomputed_and_compiled_blocks_teach_the_same(tmp_path, more):
 
 
 def test_no_compiled_block_falls_back(tmp_path, monkeypatch):
-    """However many blocks share a class: these are a dozen different ones."""
+    """However many share a class: these are more than the versions of one function that torch compiles by itself."""
+    torch._dynamo.reset()  # other tests may have compiled, and raised the limits
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):
+        monkeypatch.setattr(torch._dynamo.config, limit, 8)
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
-    text = RECIPE.replace("multipliers = [1, 2]", "multipliers = [1, 2, 3, 4]")
-    train(recipe(tmp_path, 'compile = "eager"\n' + text), tmp_path, 1, report=quiet)
+    config = recipe(tmp_path, 'compile = "eager"\n' + RECIPE.replace("multipliers = [1, 2]", "multipliers = [1, 2, 3, 4]"))
+    assert len(blocks_in(SYSTEMS["vdm"].build(config, tmp_path))) > 8
+    train(config, tmp_path, 1, report=quiet)
 
 
 def test_recompute_runs_blocks_again_on_the_way_back(tmp_path):

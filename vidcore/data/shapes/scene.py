@@ -114,6 +114,9 @@ def is_held_out(shape: str, colour: str, motion: str, background: str) -> bool:
     return zlib.crc32(f"{shape}/{colour}/{motion}/{background}".encode()) % 20 == 0
 
 
+TRIES = 2000  # draws of a scene; one in twenty is of a held-out combination, so all miss with probability 1e-44
+
+
 def random_scene(
     rng: np.random.Generator,
     two: float = 0.0,
@@ -152,9 +155,6 @@ def random_scene(
         f"no scene that {'is kept from' if held_out else 'is for'} training was found in {TRIES} draws from backgrounds "
         f"{list(backgrounds)}, motions {list(motions)} and shapes {list(shapes)}; please allow more of them"
     )
-
-
-TRIES = 2000  # one combination in twenty is held out, so that many draws miss it by chance with probability 1e-44
 
 
 # In a scene of two, each keeps to its half: these motions go up and down or stay in place.
