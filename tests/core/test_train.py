@@ -319,6 +319,8 @@ def test_learning_rate_warms_up_and_falls(tmp_path):
         ("two = 0.5", 'motions = ["jump"]', "phase 2.motions must be some of"),
         ("two = 0.5", 'shapes = ["blob"]', "phase 2.shapes must be some of"),
         ("two = 0.5", 'two = 0.5\nshapes = ["star"]', "phase 2: two things in a scene need two shapes"),
+        ("two = 0.5", 'two = 0.5\nmotions = ["left"]', "phase 2: two things in a scene need two shapes that show"),
+        ("two = 0.5", 'two = 0.5\nshapes = ["star", "ring"]\nmotions = ["rotate", "up left"]', "phase 2: two things"),
         ("two = 0.5", 'shapes = ["ring"]\nmotions = ["rotate"]', "phase 2: none of the shapes"),
         ("two = 0.5", "turns = [{frames = 9}]", "phase 2, turn 1.frames must be at most"),
         ("two = 0.5", "turns = 3", "phase 2.turns must be a list"),

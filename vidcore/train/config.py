@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.shapes import VOCABULARY
-from ..data.shapes.scene import BACKGROUNDS, MOTIONS, SHAPES, SIZES, visible_motions
+from ..data.shapes.scene import BACKGROUNDS, MOTIONS, SHAPES, SIZES, UPRIGHT, visible_motions
 from ..systems.snap.loss import SELF_CONDITIONING
 from .systems import SYSTEMS
 
@@ -257,8 +257,13 @@ def _phase(table: Any, where: str, model: Any) -> Phase:
         raise ConfigError(f"{where}: none of the shapes {list(phase.shapes)} shows any of the motions {list(phase.motions)}")
     if not phase.rates or not all(isinstance(rate, (int, float)) and 0 < rate <= 1 for rate in phase.rates):
         raise ConfigError(f"{where}.rates must be parts of the whole, above 0 and at most 1; got {list(phase.rates)}")
-    if phase.two and len(set(phase.shapes)) < 2:
-        raise ConfigError(f"{where}: two things in a scene need two shapes, got {list(phase.shapes)}")
+    upright = [motion for motion in phase.motions if motion in UPRIGHT]
+    beside = sorted({shape for shape in phase.shapes if visible_motions(shape, upright)})
+    if phase.two and len(beside) < 2:
+        raise ConfigError(
+            f"{where}: two things in a scene need two shapes that show one of the motions {list(UPRIGHT)}, which leave room "
+            f"for another; got the shapes {list(phase.shapes)} and the motions {list(phase.motions)}"
+        )
     if phase.frames > model.longest:
         raise ConfigError(f"{where}.frames must be at most {model.longest} for this model, got {phase.frames}")
     kinds = (_phase({**table, **turn}, f"{where}, turn {i + 1}", model) for i, turn in enumerate(turns))

@@ -158,7 +158,7 @@ def random_scene(
 
 
 # In a scene of two, each keeps to its half: these motions go up and down or stay in place.
-_UPRIGHT = ("up", "down", "bounce", "rotate", "grow")
+UPRIGHT = ("up", "down", "bounce", "rotate", "grow")
 
 
 def visible_motions(shape: str, motions: tuple[str, ...]) -> list[str]:
@@ -175,7 +175,7 @@ def _random_thing(
     slot: int | None,
 ) -> Thing:
     """A thing that fits its half (``slot`` 0 left, 1 right) or the whole frame (None), and contrasts with the background."""
-    motions = tuple(m for m in motions if slot is None or m in _UPRIGHT)
+    motions = tuple(m for m in motions if slot is None or m in UPRIGHT)
     shape = str(rng.choice([s for s in shapes if visible_motions(s, motions)]))
     behind = np.array(BACKGROUNDS[background])
     colour = str(rng.choice([c for c, rgb in COLOURS.items() if np.linalg.norm(np.array(rgb) - behind) > CONTRAST]))
