@@ -41,7 +41,7 @@ HOST_INSIDE = "vendor/ComfyUI/"
 # The newest three that were built for each other: the host imports torchaudio, which refuses a torch of another CUDA.
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 TOOLS = ["comfy-cli==1.23.0"]
-TEST_PACKAGES = ["pytest>=8,<10", "pytest-xdist>=3.5", "playwright>=1.50", "tomli; python_version < '3.11'"]
+TEST_PACKAGES = ["pytest>=8,<10", "playwright>=1.50", "tomli; python_version < '3.11'"]
 FLOW_PACKAGES = ["opencv-python-headless>=4.9"]  # for warp error; NumPy, which it needs, is the host's
 NEEDED_GIB = 14
 START_SECONDS = 180
@@ -528,22 +528,8 @@ def test(arguments) -> int:
         "VIDCORE_BROWSER": find_browser() or "",
         "DO_NOT_TRACK": "1",
     }
-    chosen = arguments.pytest
-    if not chosen and enough_for_two():
-        # By file: what follows in one shares its server, page or trained model.
-        chosen = ["-n", "2", "--dist", "loadfile", "--durations", "25"]
-        environment.setdefault("OMP_NUM_THREADS", str((os.cpu_count() or 2) // 2))
-    command = [str(host.python), "-m", "pytest", "-p", "no:cacheprovider", *chosen]
+    command = [str(host.python), "-m", "pytest", "-p", "no:cacheprovider", *arguments.pytest]
     return subprocess.run(command, cwd=HERE, env=environment).returncode
-
-
-def enough_for_two() -> bool:
-    """Whether two test processes, each with a server that loads full-size checkpoints, fit this machine."""
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError):  # not on Windows
-        return False
-    return (os.cpu_count() or 1) >= 2 and memory >= 20 * 2**30
 
 
 def find_browser() -> str | None:
