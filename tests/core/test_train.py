@@ -334,6 +334,15 @@ def test_a_wrong_recipe_is_refused_by_name(tmp_path, old, new, message):
         recipe(tmp_path, RECIPE.replace(old, new, 1))
 
 
+def test_two_things_need_no_more_than_two_shapes_that_show_a_motion(tmp_path):
+    """The fewest that a recipe may ask for can be drawn."""
+    phase = recipe(
+        tmp_path, RECIPE.replace("two = 0.5", 'two = 1.0\nshapes = ["star", "cross"]\nmotions = ["rotate", "left"]')
+    ).phases[1]
+    words = {VOCABULARY[i - 1] for i in shapes_batch(phase, Vocabulary(VOCABULARY, 24), 5, 0).tokens.flatten().tolist() if i}
+    assert {"star", "cross", "and"} <= words and "left" not in words
+
+
 def test_missing_recipe_and_empty_recipe(tmp_path):
     with pytest.raises(ConfigError, match="no recipe"):
         read_config(tmp_path / "none.toml")

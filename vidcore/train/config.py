@@ -258,7 +258,7 @@ def _phase(table: Any, where: str, model: Any) -> Phase:
     if not phase.rates or not all(isinstance(rate, (int, float)) and 0 < rate <= 1 for rate in phase.rates):
         raise ConfigError(f"{where}.rates must be parts of the whole, above 0 and at most 1; got {list(phase.rates)}")
     upright = [motion for motion in phase.motions if motion in UPRIGHT]
-    beside = sorted({shape for shape in phase.shapes if visible_motions(shape, upright)})
+    beside = {shape for shape in phase.shapes if visible_motions(shape, upright)}
     if phase.two and len(beside) < 2:
         raise ConfigError(
             f"{where}: two things in a scene need two shapes that show one of the motions {list(UPRIGHT)}, which leave room "
