@@ -1,5 +1,6 @@
 """The completion scores are exact where the answer is known, and the command's tasks repeat."""
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -76,4 +77,17 @@ def test_an_untrained_net_runs_every_task_and_repeats(monkeypatch):
         one, two = (run("tiny", Protocol(task, clips=1, steps=1, batch=1)) for _ in range(2))
         assert one["scores"] == two["scores"]
         assert all(np.isfinite(v).all() and v.min() >= 0 and v.max() <= 1 for v in one["clips"].values())
-    assert one["clips"]["guidance"].shape == (1, 128, 16, 16, 3)  # the extension, last of the tasks
+    # The extension is the last of the tasks.
+    assert one["clips"]["guidance"].shape == (1, 128, 16, 16, 3)
+    assert len(one["lost"]) == 1 - one["scores"]["colour_and_shape"]
+
+
+def test_pictures_hold_a_clip_a_row_and_its_first_and_last_frames(tmp_path):
+    clips = np.zeros((2, 33, 4, 4, 3), np.float32)
+    clips[1, 0, ..., 0] = clips[1, 32, ..., 1] = 1
+    completion.write_pictures(tmp_path / "new", {"guidance": clips}, columns=3)
+    with av.open(str(tmp_path / "new" / "guidance.png")) as file:
+        picture = next(file.decode(video=0)).to_ndarray(format="rgb24")
+    assert picture.shape == (8, 12, 3)
+    assert (picture[4:, :4] == (255, 0, 0)).all() and (picture[4:, 8:] == (0, 255, 0)).all()
+    assert picture.sum() == 2 * 16 * 255

@@ -8,7 +8,8 @@ Tasks, each over procedural clips whose missing part is known to us alone:
 - ``enlarge``: a clip of half the width and height is given; against bicubic enlargement.
 - ``extension``: the first 5 frames are given, and a clip of 128 is made in windows of 16: what is it at the end?
 
-Prints a JSON record of the scores with the protocol that made them.
+Prints a JSON record of the scores with the protocol that made them, and for ``extension`` the captions of clips that were
+lost. ``--pictures FOLDER`` writes what was made as one PNG a method, to look at.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from ..guide.replace import with_marginal_replacement, with_posterior_replacemen
 from ..sample import ancestral_step, sample_clip
 from ..systems.vdm.checkpoint import load_vdm
 from ..text import Vocabulary
+from ..video import write_picture
 from . import pixels
 from .record import add_protocol, print_record
 from .tracker import observe
@@ -210,7 +212,7 @@ def enlarge(maker: Maker, asked: list[Scene], report, factor: int = 2) -> dict:
 
 
 def extend(maker: Maker, asked: list[Scene], report, given=5, length=128, window=16) -> dict:
-    """The share of clips in which the thing still has its colour and shape in the last window."""
+    """The share of clips whose thing still has its colour and shape in the last window; the captions of others as "lost"."""
     size, made = maker.net.config.size, []
     truth = np.stack([render(scene, window, size)[:given] for scene in asked])
     batch = maker.protocol.batch
@@ -233,7 +235,9 @@ def extend(maker: Maker, asked: list[Scene], report, given=5, length=128, window
     ground = [end.background == s.background for end, s in zip(ends, asked)]
     both = [all(marks) for marks in zip(colour, shape)]
     marks = {"one_thing": one, "colour": colour, "shape": shape, "background": ground, "colour_and_shape": both}
-    return {"scores": {k: float(np.mean(v)) for k, v in marks.items()}, "clips": {"guidance": clips}}
+    scores = {k: float(np.mean(v)) for k, v in marks.items()}
+    lost = [caption(scene) for scene, kept in zip(asked, both) if not kept]
+    return {"scores": scores, "clips": {"guidance": clips}, "lost": lost}
 
 
 TASKS: dict[str, Callable] = {
@@ -251,6 +255,15 @@ def run(path: Path, protocol: Protocol, report=lambda done: None) -> dict:
     return TASKS[protocol.task](Maker(path, protocol), asked, report)
 
 
+def write_pictures(folder: Path, clips: dict[str, np.ndarray], columns: int = 16) -> None:
+    """One PNG for each kind of clips (N T H W 3 in [0, 1]): a clip a row, at most ``columns`` frames, evenly spaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, made in clips.items():
+        shown = np.linspace(0, made.shape[1] - 1, min(columns, made.shape[1])).round().astype(int)
+        grid = rearrange(torch.from_numpy(made[:, shown] * 255), "n t h w c -> (n h) (t w) c")
+        write_picture(folder / f"{name}.png", grid.round().byte())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m vidcore.metrics.completion",
@@ -259,12 +272,15 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path)
     parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="write what was made there, as PNGs")
     add_protocol(parser, Protocol(""))
     arguments = vars(parser.parse_args())
-    path = arguments.pop("model")
+    path, pictures = arguments.pop("model"), arguments.pop("pictures")
     protocol = Protocol(**arguments)
     found = run(path, protocol, lambda done: print(f"{done}/{protocol.clips}", flush=True))
-    print_record(path, protocol, scores=found["scores"])
+    print_record(path, protocol, **{name: value for name, value in found.items() if name != "clips"})
+    if pictures:
+        write_pictures(pictures, found["clips"])
 
 
 if __name__ == "__main__":
