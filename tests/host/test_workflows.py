@@ -95,8 +95,8 @@ def test_temporal_upsample_keeps_the_given_frames(server, tools, output):
     assert np.abs(smooth[::2] - given).mean() < 0.02  # the video codec's own loss
     a, b = (observe(clip).things[0].path for clip in (given, smooth))
     between = np.abs(b[1::2, 1] - (a[:-1, 1] + a[1:, 1]) / 2)
-    # Where the ring turns round, the mean of two frames is not where it should be.
-    assert np.median(between) < 0.05 and between.max() < 0.2 < np.ptp(a[:, 1])
+    # Two pixels. Where the ring turns round, as it often does, the mean of two frames is not where it should be.
+    assert np.median(between) < 2 / 32 and between.max() < 0.2 < np.ptp(a[:, 1])
 
 
 def test_super_resolution_shrinks_to_what_was_given(server, tools, output):
