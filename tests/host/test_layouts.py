@@ -11,6 +11,7 @@ import start
 from .prompts import keep_latent, node
 from .random_weights import weights
 
+pytestmark = pytest.mark.large
 SHAPES = {"sd15": (3, 4, 8, 8), "wan": (1, 16, 3, 8, 8), "sdxl": (3, 4, 8, 8), "sdxl_vega": (3, 4, 8, 8)}
 WIDTHS = {"sd15": 768, "wan": 4096, "sdxl": 2048, "sdxl_vega": 2048}  # of a text token
 

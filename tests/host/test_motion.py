@@ -259,6 +259,7 @@ def test_a_file_that_is_no_motion_module_is_refused(nodes, run, server, shipped)
         run(nodes)
 
 
+@pytest.mark.large
 def test_stable_diffusion_1_5_in_its_full_layout_learns_to_move(server, run, output, folder, capsys):
     """Two training steps and a clip: the image model's weights keep their bits; a LoRA and a ControlNet are taken."""
     with (

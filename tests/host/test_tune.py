@@ -324,6 +324,7 @@ def peak_memory(process) -> str:
     return f"{held[0]:.1f} GiB" if held else "unknown"
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("kind, dtype", [("sd15", "default"), SMALL_SDXL, SDXL])
 def test_models_in_public_layouts_are_tuned(kind, dtype, server, run, output, folder, capsys):
     """Load, tune two steps, save, sample, invert, load again: and the model's own weights keep their bits."""
