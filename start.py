@@ -531,10 +531,10 @@ def test(arguments) -> int:
     command = [str(host.python), "-m", "pytest", "-p", "no:cacheprovider"]
     if arguments.pytest:
         return subprocess.run([*command, *arguments.pytest], cwd=HERE, env=environment).returncode
-    # Two at a time, each with a server and half of the cores of its own; what takes most of the memory alone, after them.
+    # Two files at a time, each with a server and half of the cores of its own; what takes much memory alone, after them.
     cores = os.cpu_count() or 1
     halves = environment | {"OMP_NUM_THREADS": str(max(1, cores // 2))}
-    beside = [*command, "-n", str(min(2, cores)), "--dist", "loadgroup", "-m", "not large"]
+    beside = [*command, "-n", str(min(2, cores)), "--dist", "loadfile", "-m", "not large"]
     codes = [subprocess.run(beside, cwd=HERE, env=halves).returncode]
     if codes[0] in (0, 1):  # passed or failed, and not stopped
         codes.append(subprocess.run([*command, "-m", "large"], cwd=HERE, env=environment).returncode)

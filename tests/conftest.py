@@ -16,13 +16,6 @@ import start
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def pytest_collection_modifyitems(config, items):
-    """Where tests run beside each other, those of a file stay together: they share what the file sets up."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """One running server for the whole session, with a base folder of its own."""
