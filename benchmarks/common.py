@@ -1,5 +1,10 @@
-"""What the benchmarks share: rounds in which all variants take turns, each in a process of its own, and their record."""
+"""What the benchmarks share: rounds in which all variants take turns, and their record.
 
+On a CPU each measurement is a process of its own, whose peak the system tells; on a GPU PyTorch tells it, and one process
+makes them all.
+"""
+
+import gc
 import json
 import os
 import platform
@@ -38,6 +43,9 @@ def peak_bytes(device: str) -> int:
 
 def timed(work: Callable[[], None], repeats: int, device: str) -> dict:
     """Median seconds of ``work`` over the repeats, after one that warms up, and the peak it added to this process."""
+    if device == "cuda":
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats()
     before, seconds = peak_bytes(device), []
     for _ in range(1 + repeats):
         started = time.perf_counter()
@@ -48,8 +56,13 @@ def timed(work: Callable[[], None], repeats: int, device: str) -> dict:
     return {"seconds": statistics.median(seconds[1:]), "bytes": peak_bytes(device) - before}
 
 
-def take_turns(rounds: int, tasks, names) -> dict:
-    """Every name in turn within a task, every task in turn within a round, by this script's ``--worker`` and ``--task``.
+def take_turns(rounds: int, tasks, names, measure: Callable[[str, str], dict] | None = None) -> dict:
+    """Every name in turn within a task, every task in turn within a round.
+
+    Args:
+        rounds: how often all of them.
+        tasks, names: what is measured.
+        measure: called with a name and a task; without one this script's ``--worker`` and ``--task`` do it.
 
     Returns:
         per task and name: the median seconds and memory, and the median over rounds of each round's ratio to the first name.
@@ -58,14 +71,18 @@ def take_turns(rounds: int, tasks, names) -> dict:
     for number in range(rounds):
         for task in tasks:
             for name in names:
-                command = [sys.executable, *sys.argv, "--worker", name, "--task", task]
-                answer = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-                if answer.returncode:
-                    raise SystemExit(f"{name}, {task}:\n{answer.stderr[-2000:]}")
-                found = json.loads(answer.stdout.splitlines()[-1])
+                found = measure(name, task) if measure else _elsewhere(name, task)
                 raw[task][name].append(found)
                 print(f"round {number + 1}, {task}, {name}: {found}", file=sys.stderr, flush=True)
     return {task: {name: _summary(found, by[names[0]]) for name, found in by.items()} for task, by in raw.items()}
+
+
+def _elsewhere(name: str, task: str) -> dict:
+    command = [sys.executable, *sys.argv, "--worker", name, "--task", task]
+    answer = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    if answer.returncode:
+        raise SystemExit(f"{name}, {task}:\n{answer.stderr[-2000:]}")
+    return json.loads(answer.stdout.splitlines()[-1])
 
 
 def _summary(found: list[dict], first: list[dict]) -> dict:

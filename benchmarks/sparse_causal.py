@@ -45,8 +45,9 @@ TASKS = ("forward", "forward and backward")
 def measure(name: str, task: str, arguments) -> dict:
     torch.manual_seed(0)
     device, width = arguments.device, arguments.width
-    net = Projections(width).to(device)
-    z = torch.randn(arguments.frames, arguments.side**2, width, device=device)
+    kind = torch.float16 if arguments.half else torch.float32
+    net = Projections(width).to(device, kind)
+    z = torch.randn(arguments.frames, arguments.side**2, width, device=device, dtype=kind)
 
     def work():
         with torch.set_grad_enabled(task != TASKS[0]):
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--half", action="store_true", help="float16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
@@ -74,7 +76,8 @@ def main() -> None:
     if arguments.worker:
         print(json.dumps(measure(arguments.worker, arguments.task, arguments)))
         return
-    print(record(arguments, ["torch"], take_turns(arguments.rounds, TASKS, list(WAYS))))
+    here = (lambda name, task: measure(name, task, arguments)) if arguments.device == "cuda" else None
+    print(record(arguments, ["torch"], take_turns(arguments.rounds, TASKS, list(WAYS), here)))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -27,6 +28,8 @@ LEVEL = (0.6, 0.8)  # alpha and sigma of the step
 
 def import_pack(comfyui: str, device: str):
     """This repository as the host would import it."""
+    if "vidcore_pack" in sys.modules:
+        return importlib.import_module("vidcore_pack.nodes.inflate")
     sys.path.insert(0, comfyui)
     sys.argv[1:] = [] if device == "cuda" else ["--cpu"]
     import comfy.options
@@ -54,10 +57,10 @@ def tune_a_video(arguments, memory_saver: bool):
         "channel_mult": [1, 2, 4, 4], "num_heads": 8, "use_spatial_transformer": True, "context_dim": 768, "legacy": False,
         "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1, "adm_in_channels": None,
         "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "use_linear_in_transformer": False,
-        "dtype": torch.float32,
+        "dtype": kind(arguments),
     }  # fmt: skip
     support = comfy.supported_models.SD15(sizes)
-    support.set_inference_dtype(torch.float32, None)
+    support.set_inference_dtype(kind(arguments), None)
     base = support.get_model({}, device=arguments.device)
     for parameter in base.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
@@ -65,7 +68,7 @@ def tune_a_video(arguments, memory_saver: bool):
     layers = inflate.new_layers(inflate.tune_config(model), 0).to(arguments.device)
     model = inflate.inflate(model, inflate.layers_patcher(layers))
     model.patch_model(device_to=None)
-    tuning = Tuning(layers, 3e-5, 0)
+    tuning = Tuning(layers, 3e-5, 0, arguments.half)
     clip = torch.randn(arguments.frames, 4, arguments.side, arguments.side, device=arguments.device)
     text = torch.randn(1, 77, 768, device=arguments.device).expand(arguments.frames, -1, -1)
     options = {**model.model_options["transformer_options"], "cond_or_uncond": [0]}
@@ -96,24 +99,30 @@ def motion_modules(arguments):
     from diffusers import UNetMotionModel
 
     net = UNetMotionModel(cross_attention_dim=768, num_attention_heads=8, motion_num_attention_heads=8).to(arguments.device)
-    net.requires_grad_(False)
+    net.requires_grad_(False).to(kind(arguments))
     motion = torch.nn.ModuleList(m for name, m in net.named_modules() if name.rsplit(".", 1)[-1] == "motion_modules")
-    motion.requires_grad_(True)
+    motion.float().requires_grad_(True)
     optimiser = torch.optim.AdamW(motion.parameters(), lr=1e-4)
+    scaler = torch.amp.GradScaler(arguments.device, init_scale=2.0**12, enabled=arguments.half)
+    cast = partial(torch.autocast, arguments.device, torch.float16, arguments.half)
     clip = torch.randn(1, 4, arguments.frames, arguments.side, arguments.side, device=arguments.device)
     text = torch.randn(1, 77, 768, device=arguments.device).repeat(arguments.frames, 1, 1)  # it wants one for each frame
 
     def work():
         noise = torch.randn_like(clip)
-        out = net(LEVEL[0] * clip + LEVEL[1] * noise, 500, text).sample
+        with cast():
+            out = net(LEVEL[0] * clip + LEVEL[1] * noise, 500, text).sample
         optimiser.zero_grad(set_to_none=True)
-        (out - noise).square().mean().backward()
+        scaler.scale((out.float() - noise).square().mean()).backward()
+        scaler.unscale_(optimiser)
         torch.nn.utils.clip_grad_norm_(motion.parameters(), 1.0)
-        optimiser.step()
+        scaler.step(optimiser)
+        scaler.update()
 
     @torch.no_grad()
     def edit():
-        net(clip.repeat(2, 1, 1, 1, 1), 500, text.repeat(2, 1, 1)).sample
+        with cast():
+            net(clip.repeat(2, 1, 1, 1, 1), 500, text.repeat(2, 1, 1))
 
     return {"training step": work, "edit step": edit}, net, motion
 
@@ -126,11 +135,16 @@ WAYS = {
 TASKS = ("training step", "edit step")
 
 
-def fastest_product(device: str) -> float:
-    """Operations per second of the fastest float32 matrix product of a few."""
+def kind(arguments) -> torch.dtype:
+    """Of the frozen network: float16 is what the host loads such models in on most GPUs."""
+    return torch.float16 if arguments.half else torch.float32
+
+
+def fastest_product(device: str, dtype: torch.dtype) -> float:
+    """Operations per second of the fastest matrix product of a few."""
     best = 0.0
-    for size in (1024, 2048, 4096):
-        a, b = (torch.randn(size, size, device=device) for _ in range(2))
+    for size in (1024, 2048, 4096, *((8192,) if device == "cuda" else ())):
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         for _ in range(4):
             started = time.perf_counter()
             a @ b
@@ -140,11 +154,11 @@ def fastest_product(device: str) -> float:
     return best
 
 
-def measure(name: str, arguments) -> dict:
+def measure(name: str, task: str, arguments) -> dict:
     torch.manual_seed(0)
-    peak = fastest_product(arguments.device)
+    peak = fastest_product(arguments.device, kind(arguments))
     works, net, trained = WAYS[name](arguments)
-    work = works[arguments.task]
+    work = works[task]
     found = timed(work, arguments.repeats, arguments.device)
     with FlopCounterMode(display=False) as counter:
         work()
@@ -155,6 +169,7 @@ def measure(name: str, arguments) -> dict:
         "million_parameters": round(count(net) + (0 if name.startswith("diffusers") else count(trained)), 1),
         "million_trained": count(trained),
         "gigaflop": round(done / 1e9),
+        "teraflop_per_second_at_peak": round(peak / 1e12, 2),
         "share_of_matrix_peak": round(done / found["seconds"] / peak, 3),
     }
 
@@ -167,14 +182,16 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=16, help="height and width in latent pixels; 64 for 512x512 pictures")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--half", action="store_true", help="frozen weights in float16, what trains in float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        print(json.dumps(measure(arguments.worker, arguments)))
+        print(json.dumps(measure(arguments.worker, arguments.task, arguments)))
         return
-    results = take_turns(arguments.rounds, TASKS, list(WAYS))
+    here = (lambda name, task: measure(name, task, arguments)) if arguments.device == "cuda" else None
+    results = take_turns(arguments.rounds, TASKS, list(WAYS), here)
     arguments.comfyui, arguments.peers = Path(arguments.comfyui).name, ""
     print(record(arguments, ["torch"], results))
 

@@ -32,11 +32,18 @@ class EMA:
     def update(self, module: nn.Module, step: int) -> None:
         """Move towards ``module`` after optimiser step ``step`` (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
+        averages, values = [], []
         for name, value in module.state_dict().items():
             if value.is_floating_point():
-                self.average[name].lerp_(value, 1 - decay)
+                averages.append(self.average[name])
+                values.append(value.detach())
             else:  # counters and the like
                 self.average[name].copy_(value)
+        if any(isinstance(value, DTensor) for value in values):
+            for average, value in zip(averages, values):
+                average.lerp_(value, 1 - decay)
+        else:  # a GPU takes them all in a few launches
+            torch._foreach_lerp_(averages, values, 1 - decay)
 
 
 def save_state(path: Path, module: nn.Module, ema: EMA | None, optimiser: torch.optim.Optimizer, info: dict) -> None:
