@@ -7,12 +7,16 @@ meet them.
 """
 
 import contextlib
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import comfy.model_management
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
+
+Result = TypeVar("Result")
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
@@ -36,8 +40,23 @@ class _Copies(TorchFunctionMode):
         return self.copies[id(tensor)][1]
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        args, kwargs = tree_map_only(torch.Tensor, self._copy, (args, kwargs or {}))
+        kwargs = kwargs or {}
+        if _any_inference(args) or _any_inference(kwargs.values()):  # seldom, and rebuilding all arguments takes longer
+            args, kwargs = tree_map_only(torch.Tensor, self._copy, (args, kwargs))
         return function(*args, **kwargs)
+
+
+def _any_inference(values: Iterable) -> bool:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            if value.is_inference():
+                return True
+        elif isinstance(value, (tuple, list)):
+            if _any_inference(value):
+                return True
+        elif isinstance(value, dict) and _any_inference(value.values()):
+            return True
+    return False
 
 
 def unlock(module: torch.nn.Module) -> None:
@@ -62,11 +81,40 @@ def gradients(modules):
         # The host has kernels without a way back, and leaves them alone while it trains.
         before, comfy.model_management.in_training = comfy.model_management.in_training, True
         try:
-            # The host adds in place (a ControlNet's residuals, say) to values that the way back needs: those are kept first.
-            with torch.autograd.graph.allow_mutation_on_saved_tensors(), _Copies():
+            with _Copies():
                 yield
         finally:
             comfy.model_management.in_training = before
+
+
+class Overwritten:
+    """Lets the host write over values that the way back needs, as it adds a ControlNet's residuals.
+
+    PyTorch can keep such values before they change, which makes every operation several times slower. So that begins with
+    the first way back that misses one, and what was being done is done again.
+
+    Args:
+        module: what has buffers that the work changes; they are put back first.
+    """
+
+    def __init__(self, module: torch.nn.Module | None = None):
+        self.module, self.found = module, False
+
+    def __call__(self, work: Callable[[], Result]) -> Result:
+        """What ``work`` returns; it goes forth and back through the model, inside `gradients`."""
+        if not self.found:
+            buffers = [] if self.module is None else [(buffer, buffer.clone()) for buffer in self.module.buffers()]
+            try:
+                return work()
+            except RuntimeError as error:
+                if "modified by an inplace operation" not in str(error):
+                    raise
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+            self.found = True
+        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+            return work()
 
 
 def blocks(module: torch.nn.Module) -> list[torch.nn.Module]:

@@ -21,7 +21,7 @@ from .convert import (
     latent_to_clip,
     parse_frames,
 )  # fmt: skip
-from .gradient import checkpointed, gradients, plain
+from .gradient import Overwritten, checkpointed, gradients, plain
 from .host_cmd import MotionModel
 from .samplers import host_level
 
@@ -61,6 +61,7 @@ class Guides:
 
     guides: list[Guide]
     measurements: list[Measurement] = field(default_factory=list)
+    overwritten: Overwritten = field(default_factory=Overwritten)
 
     def on_model_patcher_clone(self) -> "Guides":
         return Guides(list(self.guides))
@@ -70,7 +71,7 @@ class Guides:
         patcher = executor.class_obj.model_patcher
         refuse_several_parts(kwargs.get("latent_shapes"))
         shape = latent_to_clip(noise, is_motion(patcher.model)).shape
-        self.measurements = [guide.build(patcher.model, shape) for guide in self.guides]
+        self.measurements, self.overwritten = [guide.build(patcher.model, shape) for guide in self.guides], Overwritten()
         try:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         except Exception as error:
@@ -112,7 +113,7 @@ class Guides:
                 stack.enter_context(checkpointed(model.diffusion_model))
             moment = plain(timestep)
             # With the host's state x = z / scale, alpha grad_z is (alpha / scale) grad_x.
-            return steer(plain(x), level.alpha / scale)
+            return self.overwritten(lambda: steer(plain(x), level.alpha / scale))
 
 
 def is_motion(base) -> bool:

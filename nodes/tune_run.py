@@ -17,7 +17,7 @@ from ..vidcore.sample import ddim_step
 from ..vidcore.sample import sample as walk
 from ..vidcore.systems.harivo.wire import Watched
 from ..vidcore.systems.tune_a_video import Tuning
-from .gradient import checkpointed, gradients
+from .gradient import Overwritten, checkpointed, gradients
 from .guide import out_of_memory
 from .samplers import PAPER_SCHEDULE, make_sigmas, walker
 
@@ -85,10 +85,11 @@ class Run:
             deviation = (base.process_latent_in(self.deviation) - base.process_latent_in(zero)).clone().to(x)
             mean = x.clone()
             denoise, levels, _ = walker(model, mean, sampling.sigmas.clone().to(x), extra_args)
+            overwritten, step = Overwritten(self.layers), (model, denoise, prediction(sampling), mean, deviation, levels)
             while self.tuning.step < self.steps:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 with checkpointed(base.diffusion_model) if self.memory_saver else torch.enable_grad():
-                    self.loss = self.advance(model, denoise, prediction(sampling), mean, deviation, levels)
+                    self.loss = overwritten(lambda: self.advance(*step))
                 done, preview = self.tuning.step, None
                 if self.preview_every and self.previewer and (done % self.preview_every == 0 or done == self.steps):
                     preview = self.preview(model, mean, extra_args)
