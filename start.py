@@ -531,7 +531,11 @@ def test(arguments) -> int:
     command = [str(host.python), "-m", "pytest", "-p", "no:cacheprovider"]
     if arguments.pytest:
         return subprocess.run([*command, *arguments.pytest], cwd=HERE, env=environment).returncode
-    # Two files at a time, each with a server and half of the cores of its own; what takes much memory alone, after them.
+    return run_all(command, environment)
+
+
+def run_all(command: list[str], environment: dict[str, str]) -> int:
+    """Two files at a time, each with a server and half of the cores of its own; what takes much memory alone, after them."""
     cores = os.cpu_count() or 1
     halves = environment | {"OMP_NUM_THREADS": str(max(1, cores // 2))}
     beside = [*command, "-n", str(min(2, cores)), "--dist", "loadfile", "-m", "not large"]

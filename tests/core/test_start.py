@@ -133,3 +133,19 @@ def test_command_line_errors_are_plain_text():
     assert run.returncode == 1 and "cannot read the workflow none.json" in run.stderr and "Traceback" not in run.stderr
     run = subprocess.run([sys.executable, "start.py", "render", "--bogus"], cwd=start.HERE, capture_output=True, text=True)
     assert run.returncode == 2 and "unknown arguments: --bogus" in run.stderr
+
+
+@pytest.mark.parametrize(
+    "first, second, expected", [(0, 0, 0), (1, 0, 1), (0, 1, 1), (0, -9, -9), (-9, 0, -9), (2, 0, 2), (5, 0, 5)]
+)
+def test_either_half_of_the_tests_may_fail_the_command(tmp_path, first, second, expected):
+    """Exit codes of two stand-ins for pytest; a negative one is the signal that ends it."""
+    script = tmp_path / "pytest.py"
+    script.write_text(
+        f"import os, pathlib, sys\ncode = {second} if sys.argv[-1] == 'large' else {first}\n"
+        f"pathlib.Path({str(tmp_path / 'ran')!r}).open('a').write(sys.argv[-1] + ';')\n"
+        "os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)\n"
+    )
+    assert start.run_all([sys.executable, str(script)], dict(os.environ)) == expected
+    stopped = first not in (0, 1)  # by the person, or by the system: then the other half does not begin
+    assert (tmp_path / "ran").read_text() == ("not large;" if stopped else "not large;large;")
