@@ -172,6 +172,14 @@ def trained(tmp_path, base, stops=((4,), (1, 4)), **what):
     return tmp_path / "0" / "out" / "made.safetensors", made[0][1]
 
 
+def rounded(path):
+    """The file with all its numbers in float16, as people make files smaller."""
+    tensors, info = weights.load(path)
+    half = path.with_name("half.safetensors")
+    weights.save(half, {name: value.half() for name, value in tensors.items()}, info)
+    return half
+
+
 SIZES = "channels = 32\nmultipliers = [1, 2]\ncontext = 16"
 
 
@@ -212,6 +220,11 @@ def test_a_harivo_recipe_trains_the_module_alone(tmp_path, base):
     state = weights.load(path.with_suffix(".state"))[0]
     assert (state["module.losses.queue.clips"] == 0).all() and int(state["module.losses.queue.next"]) == 8 % 5
     assert not [key for key in state if "input_blocks" in key or "_text" in key]
+    half = MovingImage(net, load_motion(rounded(path))[0]).eval()
+    z, t, context = torch.randn(1, 3, 3, 32, 32), torch.tensor([0.5]), torch.randn(1, 5, 16)
+    with torch.no_grad():
+        whole = MovingImage(load_image(base / "image.safetensors")[0], module).eval()(z, t, context)
+        torch.testing.assert_close(half(z, t, context), whole, atol=0.01, rtol=0.01)
 
 
 def test_a_tuning_recipe_learns_one_clip(tmp_path, base):
@@ -239,6 +252,8 @@ def test_a_tuning_recipe_learns_one_clip(tmp_path, base):
     one, two = (load_tuned(tmp_path / n / "out" / "made.safetensors") for n in "01")
     assert all(torch.equal(a, b) for a, b in zip(one[0].parameters(), two[0].parameters(), strict=True))
     assert torch.equal(one[1], fingerprint(load_image(base / "image.safetensors")[0]))
+    halved = load_tuned(rounded(tmp_path / "0" / "out" / "made.safetensors"))[0]
+    assert all(h.dtype == w.dtype for h, w in zip(halved.parameters(), one[0].parameters(), strict=True))
     assert one[0].config.order and all(block.self_query.any() and block.text_query.any() for block in one[0].blocks)
 
     two_clips = folder(tmp_path / "two", ["a", "b"])

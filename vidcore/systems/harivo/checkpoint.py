@@ -30,11 +30,11 @@ def from_info(info: dict) -> HarivoConfig:
 
 
 def load_motion(path: str | os.PathLike) -> tuple[MotionModule, Tensor, dict]:
-    """(the module in evaluation mode on the CPU, the base model's fingerprint, info). Raises `weights.WeightsError`."""
+    """(the module, float32, in evaluation mode on the CPU, its base's fingerprint, info). Raises `weights.WeightsError`."""
     tensors, info = weights.load(path)
     module = MotionModule(from_info(info), device="meta")
     weights.check(module, weights.part(tensors, "module."), "motion")
     if "base" not in tensors:
         raise weights.WeightsError("the file does not say which image model it was trained on.")
     module.load_state_dict(weights.part(tensors, "module."), assign=True)
-    return module.eval().requires_grad_(False), tensors["base"], info
+    return module.float().eval().requires_grad_(False), tensors["base"], info

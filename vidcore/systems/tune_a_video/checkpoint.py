@@ -41,14 +41,14 @@ def from_info(info: dict) -> TuneConfig:
 
 
 def load_tuned(path: str | os.PathLike) -> tuple[TunedLayers, Tensor, dict]:
-    """(layers in evaluation mode on the CPU, the base model's fingerprint, info). Raises `weights.WeightsError`."""
+    """(layers in evaluation mode on the CPU, float32, the base model's fingerprint, info). Raises `weights.WeightsError`."""
     tensors, info = weights.load(path)
     layers = TunedLayers(from_info(info), device="meta")
     weights.check(layers, weights.part(tensors, "layers."), "tuned")
     if "base" not in tensors:
         raise weights.WeightsError("the file does not say which image model it was made for.")
     layers.load_state_dict(weights.part(tensors, "layers."), assign=True)
-    return layers.eval().requires_grad_(False), tensors["base"], info
+    return layers.float().eval().requires_grad_(False), tensors["base"], info
 
 
 def distance(fingerprint: Tensor, other: Tensor) -> float:
