@@ -97,6 +97,30 @@ def test_a_tuned_clip_is_saved_and_loads_to_the_same_clip(nodes, latents, run, f
     assert apart(loaded["20"], found["13"]) > 0.05 and apart(loaded["22"], loaded["20"]) > 0.01
 
 
+@pytest.mark.parametrize("memory_saver", [False, True])
+def test_a_host_that_writes_over_values_of_the_way_back_changes_no_gradient(nodes, latents, folder, server, memory_saver):
+    """The same change of a model, in place and not: tuned and guided alike, to the bit."""
+    known = load_file(server.base / "input" / "tune.latent")["latent_tensor"][:2]
+    nodes["6"] = save_latent(server, "known.latent", known)
+    for number, in_place in enumerate((True, False)):
+        changed = f"7{number}"
+        nodes[changed] = node("ChangeSkips", model=["1", 0], in_place=in_place)
+        nodes[f"9{number}"] = tune(model=[changed, 0], name=f"w{number}", memory_saver=memory_saver)
+        sampled(nodes, f"9{number}", f"1{number}")
+        nodes[f"20{number}"] = node(
+            "ReconstructionGuide", model=[changed, 0], kind="frames", weight=2.0, latent=["6", 0], frames="0, 1",
+            memory_saver=memory_saver,
+        )  # fmt: skip
+        sampled(nodes, f"20{number}", f"3{number}", steps=4)
+    nodes["99"] = tune(name="plain", memory_saver=memory_saver)
+    sampled(nodes, "99", "40")
+    found = latents(nodes)
+    over, beside, plain = (load_tuned(folder / f"{name}_00001.safetensors")[0] for name in ("w0", "w1", "plain"))
+    assert all(torch.equal(a, b) for a, b in zip(over.parameters(), beside.parameters(), strict=True))
+    assert any(apart(a, b) > 1e-4 for a, b in zip(over.parameters(), plain.parameters(), strict=True))
+    assert torch.equal(found["10"], found["11"]) and torch.equal(found["30"], found["31"])
+
+
 def test_frame_order_is_learned_kept_and_loaded(nodes, latents, server, folder):
     nodes["9"] = tune(steps=5)
     sampled(nodes, "9", "10")

@@ -1,4 +1,4 @@
-"""A node pack for the tests alone: conditioning of any width, so that a model can run without its text encoder."""
+"""A node pack for the tests alone: conditioning of any width, so that a model can run without its text encoder; and more."""
 
 import hashlib
 
@@ -35,4 +35,19 @@ class HashWeights:
         return {"ui": {"text": [found.hexdigest()]}}
 
 
-NODE_CLASS_MAPPINGS = {"RandomConditioning": RandomConditioning, "HashWeights": HashWeights}
+class ChangeSkips:
+    """A tenth more of each skip connection of a U-Net, written over it, as a ControlNet is added, or beside it."""
+
+    CATEGORY, RETURN_TYPES, FUNCTION = "tests", ("MODEL",), "change"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "in_place": ("BOOLEAN", {"default": True})}}
+
+    def change(self, model, in_place):
+        model = model.clone()
+        model.set_model_output_block_patch(lambda h, skip, options: (h, skip.mul_(1.1) if in_place else skip * 1.1))
+        return (model,)
+
+
+NODE_CLASS_MAPPINGS = {"RandomConditioning": RandomConditioning, "HashWeights": HashWeights, "ChangeSkips": ChangeSkips}
