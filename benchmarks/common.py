@@ -56,22 +56,23 @@ def timed(work: Callable[[], None], repeats: int, device: str) -> dict:
     return {"seconds": statistics.median(seconds[1:]), "bytes": peak_bytes(device) - before}
 
 
-def take_turns(rounds: int, tasks, names, measure: Callable[[str, str], dict] | None = None) -> dict:
+def take_turns(arguments, tasks, names, measure: Callable[[str, str, object], dict]) -> dict:
     """Every name in turn within a task, every task in turn within a round.
 
     Args:
-        rounds: how often all of them.
+        arguments: the script's, with ``rounds``, how often all of them, and ``device``.
         tasks, names: what is measured.
-        measure: called with a name and a task; without one this script's ``--worker`` and ``--task`` do it.
+        measure: called with a name, a task and the arguments: on a GPU here, on a CPU by this script's ``--worker`` and
+            ``--task``.
 
     Returns:
         per task and name: the median seconds and memory, and the median over rounds of each round's ratio to the first name.
     """
     raw = {task: {name: [] for name in names} for task in tasks}
-    for number in range(rounds):
+    for number in range(arguments.rounds):
         for task in tasks:
             for name in names:
-                found = measure(name, task) if measure else _elsewhere(name, task)
+                found = measure(name, task, arguments) if arguments.device == "cuda" else _elsewhere(name, task)
                 raw[task][name].append(found)
                 print(f"round {number + 1}, {task}, {name}: {found}", file=sys.stderr, flush=True)
     return {task: {name: _summary(found, by[names[0]]) for name, found in by.items()} for task, by in raw.items()}

@@ -115,12 +115,12 @@ def count(name: str, arguments) -> dict:
 
 
 @torch.no_grad()
-def measure(name: str, arguments) -> dict:
+def measure(_: str, part: str, arguments) -> dict:
     """Seconds and peak bytes of one evaluation, in this process."""
     torch.manual_seed(0)
     torch.set_default_dtype(getattr(torch, arguments.dtype))  # so that building takes no more memory than running
     with torch.device(arguments.device):
-        net, work, given = PARTS[name](arguments)
+        net, work, given = PARTS[part](arguments)
         given = [torch.randn_like(x) for x in given]
     net = net.to(getattr(torch, arguments.dtype)).eval()
     for parameter in net.parameters():
@@ -159,12 +159,12 @@ def main() -> None:
     parser.add_argument("--task", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        print(json.dumps(measure(arguments.task, arguments)))
+        print(json.dumps(measure(arguments.worker, arguments.task, arguments)))
         return
     counted = {name: count(name, arguments) for name in PARTS}
     results = counted
     if not arguments.count:
-        timings = take_turns(arguments.rounds, list(PARTS), ["the part"])
+        timings = take_turns(arguments, list(PARTS), ["the part"], measure)
         keys = ("seconds", "mebibytes", "million_parameters")
         results = {name: {**{k: timings[name]["the part"][k] for k in keys}, **counted[name]} for name in PARTS}
     clips = {f"{steps} steps": clip_cost(results, steps) for steps in (50, 100)}

@@ -4,9 +4,9 @@ The paper (arXiv 2402.14797) compares a FIT of 500 M parameters with a U-Net of 
 finds the FIT 3.31 times faster in training and 4.49 times in inference, on GPUs. Here the same FIT stands beside this
 core's factorised U-Net in the paper's shape (multipliers 1, 2, 3, 4, two blocks a level, attention at 32, 16 and 8), as
 wide as it takes to have 284 M parameters, and as many as the FIT; the second comparison is ours. Both networks read 77
-text tokens of width 768. All are measured in turn within a round. ``--count`` prints the
-arithmetic of one evaluation for clips of several sizes instead, by PyTorch's own counter and without weights, and
-``--plot FILE.svg`` draws it (with matplotlib).
+text tokens of width 768. All are measured in turn within a round. ``--count`` prints the arithmetic of one evaluation for
+clips of several sizes instead, by PyTorch's own counter and without weights, and ``--plot FILE.svg`` draws it (with
+matplotlib).
 """
 
 import argparse
@@ -160,8 +160,7 @@ def main() -> None:
     if arguments.worker:
         print(json.dumps(measure(arguments.worker, arguments.task, arguments)))
         return
-    here = (lambda name, task: measure(name, task, arguments)) if arguments.device == "cuda" else None
-    results = count() if arguments.count else take_turns(arguments.rounds, TASKS, NETS, here)
+    results = count() if arguments.count else take_turns(arguments, TASKS, NETS, measure)
     if arguments.plot and arguments.count:
         plot(results, arguments.plot)
     print(record(arguments, ["torch"], results))

@@ -45,9 +45,9 @@ TASKS = ("forward", "forward and backward")
 def measure(name: str, task: str, arguments) -> dict:
     torch.manual_seed(0)
     device, width = arguments.device, arguments.width
-    kind = torch.float16 if arguments.half else torch.float32
-    net = Projections(width).to(device, kind)
-    z = torch.randn(arguments.frames, arguments.side**2, width, device=device, dtype=kind)
+    dtype = torch.float16 if arguments.half else torch.float32
+    net = Projections(width).to(device, dtype)
+    z = torch.randn(arguments.frames, arguments.side**2, width, device=device, dtype=dtype)
 
     def work():
         with torch.set_grad_enabled(task != TASKS[0]):
@@ -76,8 +76,7 @@ def main() -> None:
     if arguments.worker:
         print(json.dumps(measure(arguments.worker, arguments.task, arguments)))
         return
-    here = (lambda name, task: measure(name, task, arguments)) if arguments.device == "cuda" else None
-    print(record(arguments, ["torch"], take_turns(arguments.rounds, TASKS, list(WAYS), here)))
+    print(record(arguments, ["torch"], take_turns(arguments, TASKS, list(WAYS), measure)))
 
 
 if __name__ == "__main__":

@@ -57,10 +57,10 @@ def tune_a_video(arguments, memory_saver: bool):
         "channel_mult": [1, 2, 4, 4], "num_heads": 8, "use_spatial_transformer": True, "context_dim": 768, "legacy": False,
         "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1, "adm_in_channels": None,
         "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "use_linear_in_transformer": False,
-        "dtype": kind(arguments),
+        "dtype": frozen_dtype(arguments),
     }  # fmt: skip
     support = comfy.supported_models.SD15(sizes)
-    support.set_inference_dtype(kind(arguments), None)
+    support.set_inference_dtype(frozen_dtype(arguments), None)
     base = support.get_model({}, device=arguments.device)
     for parameter in base.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
@@ -99,7 +99,7 @@ def motion_modules(arguments):
     from diffusers import UNetMotionModel
 
     net = UNetMotionModel(cross_attention_dim=768, num_attention_heads=8, motion_num_attention_heads=8).to(arguments.device)
-    net.requires_grad_(False).to(kind(arguments))
+    net.requires_grad_(False).to(frozen_dtype(arguments))
     motion = torch.nn.ModuleList(m for name, m in net.named_modules() if name.rsplit(".", 1)[-1] == "motion_modules")
     motion.float().requires_grad_(True)
     optimiser = torch.optim.AdamW(motion.parameters(), lr=1e-4)
@@ -135,8 +135,8 @@ WAYS = {
 TASKS = ("training step", "edit step")
 
 
-def kind(arguments) -> torch.dtype:
-    """Of the frozen network: float16 is what the host loads such models in on most GPUs."""
+def frozen_dtype(arguments) -> torch.dtype:
+    """Of the frozen network; float16 is what the host loads such models in on most GPUs."""
     return torch.float16 if arguments.half else torch.float32
 
 
@@ -156,7 +156,7 @@ def fastest_product(device: str, dtype: torch.dtype) -> float:
 
 def measure(name: str, task: str, arguments) -> dict:
     torch.manual_seed(0)
-    peak = fastest_product(arguments.device, kind(arguments))
+    peak = fastest_product(arguments.device, frozen_dtype(arguments))
     works, net, trained = WAYS[name](arguments)
     work = works[task]
     found = timed(work, arguments.repeats, arguments.device)
@@ -190,8 +190,7 @@ def main() -> None:
     if arguments.worker:
         print(json.dumps(measure(arguments.worker, arguments.task, arguments)))
         return
-    here = (lambda name, task: measure(name, task, arguments)) if arguments.device == "cuda" else None
-    results = take_turns(arguments.rounds, TASKS, list(WAYS), here)
+    results = take_turns(arguments, TASKS, list(WAYS), measure)
     arguments.comfyui, arguments.peers = Path(arguments.comfyui).name, ""
     print(record(arguments, ["torch"], results))
 

@@ -140,7 +140,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.worker, arguments.task, arguments)))
         return
     packages = ("torch", *(net for net in arguments.nets if net != "vidcore"))
-    print(record(arguments, packages, take_turns(arguments.rounds, TASKS, arguments.nets)))
+    print(record(arguments, packages, take_turns(arguments, TASKS, arguments.nets, measure)))
 
 
 if __name__ == "__main__":

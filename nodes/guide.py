@@ -71,7 +71,8 @@ class Guides:
         patcher = executor.class_obj.model_patcher
         refuse_several_parts(kwargs.get("latent_shapes"))
         shape = latent_to_clip(noise, is_motion(patcher.model)).shape
-        self.measurements, self.overwritten = [guide.build(patcher.model, shape) for guide in self.guides], Overwritten()
+        self.measurements = [guide.build(patcher.model, shape) for guide in self.guides]
+        self.overwritten = Overwritten()
         try:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         except Exception as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import comfy.model_management
@@ -85,11 +86,12 @@ class Run:
             deviation = (base.process_latent_in(self.deviation) - base.process_latent_in(zero)).clone().to(x)
             mean = x.clone()
             denoise, levels, _ = walker(model, mean, sampling.sigmas.clone().to(x), extra_args)
-            overwritten, step = Overwritten(self.layers), (model, denoise, prediction(sampling), mean, deviation, levels)
+            overwritten = Overwritten(self.layers)
+            step = partial(self.advance, model, denoise, prediction(sampling), mean, deviation, levels)
             while self.tuning.step < self.steps:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 with checkpointed(base.diffusion_model) if self.memory_saver else torch.enable_grad():
-                    self.loss = overwritten(lambda: self.advance(*step))
+                    self.loss = overwritten(step)
                 done, preview = self.tuning.step, None
                 if self.preview_every and self.previewer and (done % self.preview_every == 0 or done == self.steps):
                     preview = self.preview(model, mean, extra_args)

@@ -36,7 +36,7 @@ class EMA:
         for name, value in module.state_dict().items():
             if value.is_floating_point():
                 averages.append(self.average[name])
-                values.append(value.detach())
+                values.append(value)
             else:  # counters and the like
                 self.average[name].copy_(value)
         if any(isinstance(value, DTensor) for value in values):
