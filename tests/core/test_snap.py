@@ -12,6 +12,7 @@ from vidcore.systems.snap import CONFIGS, FIT, SnapConfig, images_as_clips, snap
 from vidcore.systems.snap.net import number_features
 from vidcore.systems.snap.sample import make_clips
 from vidcore.systems.snap.stages import corrupt, enlarge, second_stage, shrink
+from vidcore.systems.snap.start import turn, waves
 from vidcore.weights import WeightsError
 
 TINY = SnapConfig.tiny()
@@ -219,6 +220,32 @@ def test_shapes_that_do_not_fit_are_refused():
         make(low_height=8)(z, c_noise, context, **given)
     with pytest.raises(ValueError, match="must divide into groups"):
         replace(TINY, height=20)
+
+
+def test_waves_of_a_place_turn_into_those_of_another():
+    for count, pairs in ((8, 5), (4, 1), (3, 3)):
+        all_waves = waves(count, pairs).double()
+        for step in range(1 - count, count):
+            moved = all_waves @ turn(count, pairs, step).T.double()
+            kept = slice(max(0, -step), count - max(0, step))
+            expected = all_waves[max(0, step) : count - max(0, -step)]
+            torch.testing.assert_close(moved[kept], expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_fresh_latents_read_patches_around_their_own_places():
+    """Of one group of all patches: what a latent reads most is near it, where any two are 3.6 patches apart."""
+    heads = dict(head_width=32, latent_head_width=32)
+    config = replace(TINY, frames=8, group=(4, 4), latents=64, token=64, latent_width=96, **heads)
+    torch.manual_seed(0)
+    net = FIT(config).init_weights()
+    layer, seen = net.blocks[0].read, net.place.flatten(0, 2)
+    queries = layer.to_q(layer.norm(net.latents)).chunk(layer.heads, dim=-1)
+    keys = layer.to_kv(layer.norm_other(seen)).chunk(2, dim=-1)[0].chunk(layer.heads, dim=-1)
+    where = torch.cartesian_prod(torch.arange(8.0), torch.arange(4.0), torch.arange(4.0))
+    apart = torch.cdist(where[1::2], where)
+    most = torch.cat([apart.gather(1, (query @ key.T).argmax(-1, keepdim=True)) for query, key in zip(queries, keys)])
+    assert most.mean() < 2.2 < 3.5 < apart.mean()
 
 
 def test_features_tell_no_interval_from_small_ones():

@@ -510,8 +510,9 @@ cosine = true
 """
 
 
-def test_snap_trains_by_lamb_resumes_to_the_same_bits_and_loads(tmp_path):
-    config = recipe(tmp_path, SNAP)
+@pytest.mark.parametrize("optimiser", ["lamb", "muon"])
+def test_snap_trains_resumes_to_the_same_bits_and_loads(tmp_path, optimiser):
+    config = recipe(tmp_path, SNAP.replace('"lamb"', f'"{optimiser}"'))
     train(config, tmp_path / "whole", report=quiet)
     for stop in (1, 4, None):
         train(config, tmp_path / "parts", stop, report=quiet)
@@ -734,6 +735,7 @@ def test_the_cosine_meets_both_ends_and_their_middle(tmp_path):
         ('"lamb"', '"sgd"', "recipe.optimiser must be one of adamw, lamb"),
         ("rates = [1.0, 0.5, 0.25]", "rates = [2.0]", "rates must be parts of the whole"),
         ("rates = [1.0, 0.5, 0.25]", "rates = []", "rates must be parts of the whole"),
+        ('optimiser = "lamb"', 'optimiser = "muon"\nshard = true', "muon needs whole matrices"),
         ("frames = 4\nsize", "frames = 2\nsize", "takes 4 frames of 16x16 alone"),
         ("size = 16\nimages", "size = 32\nimages", "got 4 of 32x32"),
         ("width = 16", "width = 32", "takes 4 frames of 32x16 alone"),

@@ -53,6 +53,12 @@ def blocks_in(module: nn.Module) -> list[nn.Module]:
     return found
 
 
+def matrices_in(module: nn.Module) -> list[nn.Parameter]:
+    """The module's own weights of two axes inside its blocks, as far as they train."""
+    inside = {id(weight) for block in blocks_in(module) for weight in block.parameters()}
+    return [weight for weight in module.parameters() if id(weight) in inside and weight.ndim == 2 and weight.requires_grad]
+
+
 def prepare(module: nn.Module, system, config: TrainConfig, device: torch.device) -> nn.Module:
     """The objective of ``module``, made ready as the recipe says.
 

@@ -18,7 +18,7 @@ else:
     import tomli as tomllib
 
 
-OPTIMISERS = ("adamw", "lamb")
+OPTIMISERS = ("adamw", "lamb", "muon")
 # Files without which a system cannot be trained.
 NEEDED = {
     "text_from": ("image", "content"), "codec_from": ("cmd", "content"), "image_from": ("harivo", "tune_a_video"),
@@ -119,7 +119,7 @@ class TrainConfig:
         seed: the only source of randomness.
         ema: decay of the averaged weights that are exported.
         warmup: steps over which the learning rate rises from zero.
-        optimiser: "adamw", or "lamb" (`vidcore.train.lamb`).
+        optimiser: "adamw", "lamb" (`vidcore.train.lamb`), or "muon" (`vidcore.train.muon`), which is not for shards.
         weight_decay, beta2, clip: of the optimiser, and the gradient norm it is clipped to.
         bf16: run the network in bfloat16 where that is safe; weights, moments and loss stay in float32.
         fp16: the same in float16, with the loss scaled up so that small gradients survive.
@@ -309,6 +309,8 @@ def read_config(path: str | Path) -> TrainConfig:
         )
     if table.get("fp16") and (table.get("bf16") or table.get("shard")):
         raise ConfigError("recipe.fp16 goes neither with bf16 nor with shard; please take bf16, which needs no scaling")
+    if table.get("optimiser") == "muon" and table.get("shard"):
+        raise ConfigError("recipe.optimiser: muon needs whole matrices, which shard cuts up; please take another")
     if table.get("samples_every") and table.get("shard"):
         raise ConfigError("recipe.samples_every does not go with shard; sample from the exported file instead")
     if "words" in table:

@@ -16,11 +16,12 @@ from .. import weights
 from ..systems.image.stable_diffusion import is_checkpoint
 from ..text import TextConfig, Vocabulary
 from ..video import read_frames
-from .apply import prepare, share_gradients
+from .apply import matrices_in, prepare, share_gradients
 from .config import ConfigError, TrainConfig
 from .data import batches, open_folder
 from .features import CaptionList, caches, with_latents
 from .lamb import LAMB
+from .muon import Muon
 from .processes import own_parts, rank_and_count, summed, wait
 from .samples import save_samples
 from .state import EMA, load_sharded, load_state, save_sharded, save_state, saved_state, whole_tensors
@@ -105,7 +106,8 @@ def train(
         module.to(memory_format=torch.channels_last)
     objective, (rank, count) = prepare(module, system, config, device), rank_and_count()
     ema = EMA(module, config.ema)
-    kind = LAMB if config.optimiser == "lamb" else partial(torch.optim.AdamW, fused=True)
+    kind = {"adamw": partial(torch.optim.AdamW, fused=True), "lamb": LAMB}.get(config.optimiser)
+    kind = kind or partial(Muon, matrices=matrices_in(module))
     optimiser = kind(module.parameters(), lr=1.0, betas=(0.9, config.beta2), weight_decay=config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, init_scale=2.0**12, growth_interval=200, enabled=config.fp16)
     done, before = 0, saved_state(state_path)

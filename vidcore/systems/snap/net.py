@@ -6,11 +6,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...layers.embed import grid_positions
 from ...layers.fit import FITBlock
 from .config import SnapConfig
+from .start import start_at_places
 
-QUERY_GAIN = 2.5  # of queries and keys between patches and latents at the start, so that each latent reads a few patches
 FEATURES = 256  # of a number that is told to the network
 
 
@@ -73,24 +72,13 @@ class FIT(nn.Module):
         self.patch_out = operations.Linear(config.token, pixels, **layer)
 
     def init_weights(self) -> "FIT":
-        """Initialise for training: the output and what comes of earlier latents start at zero.
-
-        Places start as sinusoids, latents apart from one another, and each reads and writes some patches more than others.
-        The paper gives no start.
-        """
+        """Initialise for training, as `start` says; the output and what comes of earlier latents start at zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for block in self.blocks:
-            for layer in (block.read, block.write):
-                layer.to_q.weight.data.mul_(QUERY_GAIN)
-                layer.to_kv.weight.data[: layer.to_q.out_features].mul_(QUERY_GAIN)
-        frame, row, column = grid_positions(tuple(self.place.shape[:3]), self.place.shape[3])
-        with torch.no_grad():
-            self.place.copy_(frame[:, None, None] + row[:, None] + column)
-        nn.init.normal_(self.latents, std=0.5)
+        start_at_places(self)
         for parameter in (self.patch_out.weight, self.previous_norm.weight):
             nn.init.zeros_(parameter)
         return self
