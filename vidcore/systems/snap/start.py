@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 BROAD = 0.3
 AXES = [(1, 1, 1), (BROAD, 1, 1), (1, BROAD, BROAD), (BROAD, 1, BROAD), (1, 1, BROAD), (1, BROAD, 1)]
 LENGTH = 4.0  # of the waves of one axis
-# Sharpness of attention, and deviation of the step, in patches, that a head looks away: of reading and writing, and among latents.
+# Sharpness of attention, and the deviation, in patches, of the step that a head looks away: between patches and
+# latents, then among latents.
 READ_GAIN, READ_STEP = 0.6, 0.7
 COMPUTE_GAIN, COMPUTE_STEP = 0.5, 1.5
 BRANCH = 0.5  # of what attention and feed-forward layers add, so that tokens first of all stay what they are
