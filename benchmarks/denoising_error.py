@@ -1,5 +1,9 @@
 """How well models estimate clips: mean square errors of x-hat on held-out clips, where noise is so many times the signal.
 
+What they look at, too: how much x-hat in a quarter of the columns changes (root mean square) with other noise: there, in
+the quarter beside it, or in that quarter of all frames but the first, whose x-hat is then compared. A model that draws
+each part of a clip by itself may have small errors, but has zeros there.
+
 No speed, but the arithmetic of one evaluation of one clip. Of Snap Video's first stages and VDM's networks alike: what
 counts is the ratio of noise to signal, which is sigma sigma_in there and sigma / alpha here.
 """
@@ -36,6 +40,25 @@ def estimate(net, x: Tensor, eps: Tensor, ratio: float, context: Tensor) -> Tens
     return Denoiser(net, net.config.prediction, schedule)(alpha * (x + ratio * eps), t, context=context)
 
 
+def reach(net, x: Tensor, ratio: float, context: Tensor) -> dict[str, float]:
+    """How x-hat changes in the second quarter of the columns with other noise there, in the third, and in other frames."""
+    eps, other = torch.randn(2, *x.shape, generator=torch.Generator().manual_seed(1))
+    second, third = (slice(x.shape[-1] * n // 4, x.shape[-1] * (n + 1) // 4) for n in (1, 2))
+
+    def made(noise: Tensor) -> Tensor:
+        parts = zip(x.split(PART), noise.split(PART), context.split(PART))
+        return torch.cat([estimate(net, a, e, ratio, c) for a, e, c in parts])[..., second]
+
+    first, found = made(eps), {}
+    for name, start, columns in (("own", 0, second), ("beside", 0, third), ("other_frames", 1, second)):
+        noise = eps.clone()
+        noise[:, :, start:, :, columns] = other[:, :, start:, :, columns]
+        change = made(noise) - first
+        change = change[:, :, 0] if name == "other_frames" else change
+        found[name] = round(float(change.square().mean().sqrt()), 4)
+    return found
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -55,10 +78,12 @@ def main() -> None:
             parts = zip(x.split(PART), eps.split(PART), context.split(PART))
             squares = [(estimate(net, a, e, ratio, c) - a).square().mean(dim=(1, 2, 3, 4)) for a, e, c in parts]
             errors[ratio] = round(float(torch.cat(squares).mean()), 4)
+        seen = {ratio: reach(net, x, ratio, context) for ratio in RATIOS[1:4]}
         with FlopCounterMode(display=False) as counter:
             estimate(net, x[:1], x[:1], 1.0, context[:1])
         operations = round(counter.get_total_flops() / 1e9, 3)
-        print(json.dumps({"model": path.name, "clips": given.clips, "errors": errors, "1e9_operations": operations}))
+        record = {"model": path.name, "clips": given.clips, "errors": errors, "reach": seen, "1e9_operations": operations}
+        print(json.dumps(record))
 
 
 if __name__ == "__main__":
