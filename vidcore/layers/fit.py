@@ -18,7 +18,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.norm = operations.LayerNorm(width, **factory)
         self.into = operations.Linear(width, 4 * width, **factory)
-        self.act = nn.GELU(approximate="tanh")
+        self.act = nn.GELU()
         self.drop = nn.Dropout(dropout)
         self.back = operations.Linear(4 * width, width, **factory)
 
