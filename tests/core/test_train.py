@@ -236,7 +236,7 @@ def test_a_motion_that_repeats_may_start_anywhere(tmp_path):
     assert len(moved) > 3 and sum(moved) > len(moved) / 2  # a turned circle stays as it is
 
 
-RECIPES = sorted((ROOT / "models").glob("*.toml"))
+RECIPES = sorted(path for folder in ("models", "training") for path in (ROOT / folder).glob("*.toml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
