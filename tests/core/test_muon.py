@@ -58,6 +58,20 @@ def test_the_learning_rate_of_a_group_reaches_both():
     assert all(torch.equal(a, b) for a, b in zip(walk(net, optimiser, 0, 2), before))
 
 
+def test_a_closure_is_called_once_and_both_kinds_of_weights_take_its_gradients():
+    net, calls = network(), []
+
+    def closure():
+        calls.append(None)
+        loss = net(torch.ones(2, 6)).square().sum()
+        loss.backward()
+        return loss
+
+    before = [net[i].weight.detach().clone() for i in (2, 3)]
+    assert made(net, lr=0.01).step(closure) > 0 and len(calls) == 1
+    assert not any(torch.equal(old, net[i].weight) for old, i in zip(before, (2, 3)))
+
+
 def test_it_saves_and_resumes_to_the_same_bits():
     whole, half = network(), network()
     expected = walk(whole, made(whole), 0, 6)

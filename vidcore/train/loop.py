@@ -106,8 +106,8 @@ def train(
         module.to(memory_format=torch.channels_last)
     objective, (rank, count) = prepare(module, system, config, device), rank_and_count()
     ema = EMA(module, config.ema)
-    kind = {"adamw": partial(torch.optim.AdamW, fused=True), "lamb": LAMB}.get(config.optimiser)
-    kind = kind or partial(Muon, matrices=matrices_in(module))
+    muon = partial(Muon, matrices=matrices_in(module))
+    kind = {"adamw": partial(torch.optim.AdamW, fused=True), "lamb": LAMB, "muon": muon}[config.optimiser]
     optimiser = kind(module.parameters(), lr=1.0, betas=(0.9, config.beta2), weight_decay=config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, init_scale=2.0**12, growth_interval=200, enabled=config.fp16)
     done, before = 0, saved_state(state_path)
