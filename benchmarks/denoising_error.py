@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vidcore.data.shapes import caption, random_scene, render  # noqa: E402
+from vidcore.data.shapes import BACKGROUNDS, caption, random_scene, render  # noqa: E402
 from vidcore.denoise import Denoiser  # noqa: E402
 from vidcore.metrics.make import load, tokens_of  # noqa: E402
 from vidcore.systems.snap import FIT  # noqa: E402
@@ -66,11 +66,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=16, help="of the clips, in pixels")
     parser.add_argument("--clips", type=int, default=96)
     parser.add_argument("--sizes", default="large", help="of the things, with commas between; the middle one is empty")
+    parser.add_argument("--backgrounds", nargs="+", default=BACKGROUNDS, metavar="NAME", help="all, if left out")
     parser.add_argument("--seed", type=int, default=77)
     given = parser.parse_args()
     for path in given.models:
         (net, text), rng = load(path), np.random.default_rng(given.seed)
-        scenes = [random_scene(rng, held_out=True, sizes=tuple(given.sizes.split(","))) for _ in range(given.clips)]
+        kinds = dict(held_out=True, sizes=tuple(given.sizes.split(",")), backgrounds=tuple(given.backgrounds))
+        scenes = [random_scene(rng, **kinds) for _ in range(given.clips)]
         x = torch.stack([torch.from_numpy(render(s, net.config.frames, given.size)).movedim(-1, 0) * 2 - 1 for s in scenes])
         context, errors = text(tokens_of(text, [caption(scene) for scene in scenes])), {}
         for ratio in RATIOS:

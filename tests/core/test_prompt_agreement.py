@@ -25,6 +25,7 @@ def test_prompts_are_held_out_and_follow_from_the_seed():
     assert asked == scenes(Protocol(prompts=50)) != scenes(Protocol(prompts=50, prompt_seed=1))
     assert all(is_held_out(t.shape, t.colour, t.motion, s.background) for s in asked for t in s.things)
     assert {s.things[0].size for s in scenes(Protocol(prompts=30, sizes="large"))} == {"large"}
+    assert {s.background for s in scenes(Protocol(prompts=30, backgrounds="black,dark blue"))} == {"black", "dark blue"}
 
 
 def test_sampled_clips_repeat_and_have_the_protocol_s_shape():

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import weights
-from ..data.shapes import Scene, caption, random_scene
+from ..data.shapes import BACKGROUNDS, Scene, caption, random_scene
 from ..systems.snap.checkpoint import load_snap
 from .make import Sampling, batches, load
 from .record import add_protocol, print_record
@@ -29,14 +29,14 @@ class Protocol(Sampling):
     two: float = 0.0
     held_out: bool = True
     sizes: str = "small,,large"
+    backgrounds: str = ",".join(BACKGROUNDS)
 
 
 def scenes(protocol: Protocol) -> list[Scene]:
     """The prompts' scenes, from the protocol's seed alone."""
     rng = np.random.default_rng(protocol.prompt_seed)
-    return [
-        random_scene(rng, protocol.two, protocol.held_out, tuple(protocol.sizes.split(","))) for _ in range(protocol.prompts)
-    ]
+    kinds = (protocol.two, protocol.held_out, tuple(protocol.sizes.split(",")), tuple(protocol.backgrounds.split(",")))
+    return [random_scene(rng, *kinds) for _ in range(protocol.prompts)]
 
 
 def clips(net, encoder, asked: list[Scene], protocol: Protocol, second=None, report=lambda done: None) -> np.ndarray:
