@@ -236,14 +236,14 @@ def test_a_motion_that_repeats_may_start_anywhere(tmp_path):
     assert len(moved) > 3 and sum(moved) > len(moved) / 2  # a turned circle stays as it is
 
 
-RECIPES = sorted(path for folder in ("models", "training") for path in (ROOT / folder).glob("*.toml"))
+RECIPES = sorted((ROOT / "models").glob("*.toml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_of_the_tree_are_right(path):
     """They are read, write beside themselves, and begin from files that are there or that another recipe writes."""
     config, written = read_config(path), {read_config(other).output for other in RECIPES}
-    assert config.output.startswith(f"{path.parent.name}/")
+    assert config.output.startswith("models/")
     for start in (config.start_from, config.text_from, config.codec_from, config.image_from):
         assert not start or start in written or (ROOT / start).exists()
 

@@ -194,6 +194,28 @@ def test_harivo_text_to_video_is_of_one_piece_and_moves_and_strength_counts(serv
     assert change[0] < 0.7 * change[1], change  # without the module, eight pictures that have nothing to do with each other
 
 
+def test_snap_text_to_video_shows_what_its_prompt_says_through_both_stages(server, tools, output):
+    """For the prompt that ships; how often any other agrees is a figure of the model's card."""
+    made = render_all(server, tools, output, "snap_text_to_video")
+    small, large = (read_frames(made[name]).numpy() / 255 for name in ("snap_small", "snap"))
+    small, large = small[:, 16::32, 16::32], large[:, 4::8, 4::8]
+    assert small.shape == (8, 16, 16, 3) and large.shape == (8, 64, 64, 3)
+    found = agreement(large, Scene((Thing("circle", "red", "large", "left"),), "dark blue"))
+    assert all(found.values()), f"{found}: {observe(large)}"
+    assert np.abs(large.reshape(8, 16, 4, 16, 4, 3).mean((2, 4)) - small).mean() < 0.05
+
+
+def test_snap_upsample_any_clip_keeps_what_it_was_given(server, tools, output):
+    """A clip of 16 frames, longer than the second stage makes at once, by a model that is no Snap Video."""
+    made = render_all(server, tools, output, "snap_upsample_any_clip")
+    given, large = clip_of(made["cascade_given"]), read_frames(made["cascade"])[:, 4::8, 4::8].numpy() / 255
+    assert given.shape == (16, 32, 32, 3) and large.shape == (16, 64, 64, 3)
+    assert np.abs(large.reshape(16, 32, 2, 32, 2, 3).mean((2, 4)) - given).mean() < 0.05
+    before, after = (observe(clip) for clip in (given, large))
+    assert before.background == after.background and before.things[0].colour == after.things[0].colour
+    assert np.linalg.norm(before.things[0].path - after.things[0].path, axis=1).max() < 2 / 32
+
+
 def test_workflows_for_stable_diffusion_run_on_that_layout(server, tools, output):
     """Random weights make no picture, but every wire and shape is real; at small sizes."""
     write_video(server.base / "input" / "clip.mp4", torch.randint(0, 255, (3, 48, 64, 3), dtype=torch.uint8), 8)
