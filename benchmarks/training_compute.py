@@ -11,7 +11,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,19 +18,15 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from vidcore import weights  # noqa: E402
-from vidcore.text import TextConfig, Vocabulary  # noqa: E402
+from vidcore.text import Vocabulary  # noqa: E402
 from vidcore.train.config import read_config  # noqa: E402
 from vidcore.train.data import shapes_batch  # noqa: E402
-from vidcore.train.systems import SYSTEMS  # noqa: E402
+from vidcore.train.systems import SYSTEMS, with_words  # noqa: E402
 
 
 def operations(path: Path, root: Path, draws: int) -> dict:
     """Clips, pictures and 1e12 operations of a recipe that trains on shapes, from ``draws`` batches of each kind."""
-    config = replace(read_config(path), start_from="")
-    if config.text_from:
-        words = weights.entry(weights.read_info(root / config.text_from), "text", TextConfig)
-        config = replace(config, words=words.words, text_length=words.length)
+    config = with_words(replace(read_config(path), start_from=""), root)
     system, vocabulary = SYSTEMS[config.system], Vocabulary(config.words, config.text_length)
     module, found = system.build(config, root), Counter()
     for kind, steps in Counter(config.at(step)[0] for step in range(config.steps)).items():
@@ -57,7 +52,7 @@ def main() -> None:
         parts.append(operations(path, given.root, given.draws))
         print(json.dumps({"recipe": path.name, **parts[-1]}), flush=True)
     if len(parts) > 1:
-        print(json.dumps({"recipe": "all", **{key: int(np.sum([part[key] for part in parts])) for key in parts[0]}}))
+        print(json.dumps({"recipe": "all", **{key: sum(part[key] for part in parts) for key in parts[0]}}))
 
 
 if __name__ == "__main__":

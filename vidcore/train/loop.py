@@ -14,7 +14,7 @@ from torch import nn
 
 from .. import weights
 from ..systems.image.stable_diffusion import is_checkpoint
-from ..text import TextConfig, Vocabulary
+from ..text import Vocabulary
 from ..video import read_frames
 from .apply import matrices_in, prepare, share_gradients
 from .config import ConfigError, TrainConfig
@@ -25,7 +25,7 @@ from .muon import Muon
 from .processes import own_parts, rank_and_count, summed, wait
 from .samples import save_samples
 from .state import EMA, load_sharded, load_state, save_sharded, save_state, saved_state, whole_tensors
-from .systems import SYSTEMS
+from .systems import SYSTEMS, with_words
 
 BAR = 20  # characters of the progress bar
 
@@ -86,9 +86,8 @@ def train(
     if rank_and_count()[0]:
         report = _nothing
     beside = root / config.image_from if config.image_from and is_checkpoint(root / config.image_from) else None
-    if frozen_text and beside is None:
-        words = weights.entry(weights.read_info(root / frozen_text), "text", TextConfig)
-        config = replace(config, words=words.words, text_length=words.length)
+    if beside is None:
+        config = with_words(config, root)
     folder, device = open_folder(config, root, report, beside is not None) if config.data else None, torch.device(device)
     if beside is not None:
         if folder is None:

@@ -1,6 +1,7 @@
 """What the training loop needs to know of each system: its network, its loss, and the file it becomes."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -198,6 +199,15 @@ def _text(config, root: Path) -> TextEncoder:
     if config.text_from:
         return load_text(root / config.text_from).requires_grad_(False)
     return TextEncoder(_words(config))
+
+
+def with_words(config, root: Path):
+    """The recipe with the words of the text encoder that does not train, where it names one."""
+    frozen = config.text_from or config.image_from
+    if not frozen:
+        return config
+    words = weights.entry(weights.read_info(root / frozen), "text", TextConfig)
+    return replace(config, words=words.words, text_length=words.length)
 
 
 def _words(config) -> TextConfig:
