@@ -39,7 +39,9 @@ from edits import NEAR, edited, keep_clip, kept_clip, node, seen
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import start  # noqa: E402
+from launch.prompt import run_prompt  # noqa: E402
+from launch.server import Server  # noqa: E402
+from launch.setup import cache_folder, has_gpu, set_up_host  # noqa: E402
 from vidcore.data.shapes import Scene, Thing, caption, random_scene, render  # noqa: E402
 from vidcore.data.shapes.scene import BACKGROUNDS, COLOURS, DIRECTIONS, MOTIONS, visible_motions  # noqa: E402
 from vidcore.metrics.completion import psnr, trajectory_error  # noqa: E402
@@ -214,7 +216,7 @@ def tasks(protocol) -> list[dict[str, Scene]]:
 
 def run(protocol) -> tuple[dict, dict]:
     """Scores per way, and all clips by name, for looking at."""
-    host = start.set_up_host(start.cache_folder())
+    host = set_up_host(cache_folder())
     found: dict[str, list] = {way: [] for way in ("again", "recoloured", "painted", "along", "reversed", "across", "text")}
     clips = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -224,10 +226,10 @@ def run(protocol) -> tuple[dict, dict]:
         for number, scenes in enumerate(asked):
             for key in ("own", "along", "reversed", "across"):
                 keep_clip(base / "input" / f"{number}_{key}.latent", render(scenes[key], FRAMES, SIZE))
-        with start.Server(host, base, cpu=not start.has_gpu(host.python)) as server:
+        with Server(host, base, cpu=not has_gpu(host.python)) as server:
             for number, scenes in enumerate(asked):
                 truth = render(scenes["own"], FRAMES, SIZE)
-                history = start.run_prompt(server, prompt(protocol, number, scenes["own"], scenes["recoloured"]))
+                history = run_prompt(server, prompt(protocol, number, scenes["own"], scenes["recoloured"]))
                 for way in found:
                     item = history["outputs"][f"keep_{way}"]["latents"][0]
                     clip = kept_clip(base / "output" / item["subfolder"] / item["filename"])

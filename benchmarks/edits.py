@@ -30,7 +30,9 @@ from safetensors.torch import load_file, save_file
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import start  # noqa: E402
+from launch.prompt import run_prompt  # noqa: E402
+from launch.server import Server  # noqa: E402
+from launch.setup import cache_folder, has_gpu, set_up_host  # noqa: E402
 from vidcore.data.shapes import Scene, caption, random_scene, render  # noqa: E402
 from vidcore.data.shapes.scene import BACKGROUNDS, COLOURS, CONTRAST, SHAPES  # noqa: E402
 from vidcore.metrics.completion import trajectory_error  # noqa: E402
@@ -138,17 +140,17 @@ def kept_clip(path: Path) -> np.ndarray:
 
 def run(protocol) -> tuple[dict, dict]:
     """Scores per way and kind of edit, and all clips by name, for looking at."""
-    host = start.set_up_host(start.cache_folder())
+    host = set_up_host(cache_folder())
     found: dict[str, dict[str, list]] = {way: {kind: [] for kind in KINDS} for way in ("inversion", "noise")}
     clips = {}
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         (base / "input").mkdir()
-        with start.Server(host, base, cpu=not start.has_gpu(host.python)) as server:
+        with Server(host, base, cpu=not has_gpu(host.python)) as server:
             for number, (source, edits) in enumerate(tasks(protocol)):
                 name, truth = f"clip{number}", render(source, protocol.frames, protocol.size)
                 keep_clip(base / "input" / f"{name}.latent", truth)
-                history = start.run_prompt(server, prompt(protocol, name, source, edits), 3600)
+                history = run_prompt(server, prompt(protocol, name, source, edits), 3600)
                 clips[name] = truth
                 for i, (kind, scene) in enumerate(edits):
                     for way in found:

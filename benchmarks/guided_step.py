@@ -22,7 +22,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-import start  # noqa: E402
+from launch.prompt import run_prompt  # noqa: E402
+from launch.server import Server  # noqa: E402
+from launch.setup import cache_folder, has_gpu, set_up_host  # noqa: E402
 
 CHANNELS = {"sd15": 4, "wan": 16}
 WIDTHS = {"sd15": 768, "wan": 4096}
@@ -87,13 +89,13 @@ def memory(pid: int, what: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
 
 
-def run_seconds(server: start.Server, arguments, way: dict | None, steps: int, seed: int) -> float:
+def run_seconds(server: Server, arguments, way: dict | None, steps: int, seed: int) -> float:
     started = time.monotonic()
-    start.run_prompt(server, prompt(arguments.layout, way, steps, seed))
+    run_prompt(server, prompt(arguments.layout, way, steps, seed))
     return time.monotonic() - started
 
 
-def step_seconds(arguments, server: start.Server) -> dict[str, list[float]]:
+def step_seconds(arguments, server: Server) -> dict[str, list[float]]:
     """Seconds per step of every way, round by round."""
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for seed in range(arguments.rounds + 1):  # round 0 loads the model and warms up
@@ -105,7 +107,7 @@ def step_seconds(arguments, server: start.Server) -> dict[str, list[float]]:
     return seconds
 
 
-def peak_mebibytes(arguments, server: start.Server, way: dict | None) -> int | None:
+def peak_mebibytes(arguments, server: Server, way: dict | None) -> int | None:
     """What one run adds at its peak; freed memory that a process keeps would hide it, so the server must be fresh."""
     pid = server.process.pid
     run_seconds(server, arguments, None, 1, 0)
@@ -123,8 +125,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="height and width in latent pixels")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    host = start.set_up_host(start.cache_folder())
-    arguments.gpu = start.has_gpu(host.python)
+    host = set_up_host(cache_folder())
+    arguments.gpu = has_gpu(host.python)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         models = base / "models" / "diffusion_models"
@@ -135,11 +137,11 @@ def main() -> None:
         file = models / f"{arguments.layout}.safetensors"
         subprocess.run([host.python, tests / "layouts.py", host.tree, arguments.layout, file], check=True)
         write_latents(host.python, base / "input", arguments.layout, arguments.frames, arguments.size)
-        with start.Server(host, base) as server:
+        with Server(host, base) as server:
             seconds = step_seconds(arguments, server)
         found = {}
         for name, way in WAYS.items():
-            with start.Server(host, base) as server:
+            with Server(host, base) as server:
                 peak = peak_mebibytes(arguments, server, way)
             found[name] = {
                 "seconds_per_step": round(statistics.median(seconds[name]), 3),

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-import start
+from launch.prompt import run_prompt
+from launch.server import Server
+from launch.setup import Host
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,17 +29,17 @@ def server(tmp_path_factory):
     paths = base / "extra_model_paths.yaml"
     paths.write_text(f"mine:\n  base_path: {base}\n  video_diffusion: elsewhere\n", encoding="utf-8")
     shutil.copytree(ROOT / "tests" / "host" / "helpers", base / "custom_nodes" / "vidcore_test_helpers")
-    host = start.Host(Path(tree), Path(sys.executable), own=True)
-    with start.Server(host, base, cpu=True, extra=("--extra-model-paths-config", paths)) as running:
+    host = Host(Path(tree), Path(sys.executable), own=True)
+    with Server(host, base, cpu=True, extra=("--extra-model-paths-config", paths)) as running:
         yield running
 
 
 @pytest.fixture
 def run(server):
-    """Runs an API prompt and gives its history; a failure raises `start.RunError` with the server's message."""
+    """Runs an API prompt and gives its history; a failure raises `RunError` with the server's message."""
 
     def run(prompt, timeout=300):
-        return start.run_prompt(server, prompt, timeout)
+        return run_prompt(server, prompt, timeout)
 
     return run
 

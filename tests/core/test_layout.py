@@ -19,6 +19,11 @@ def test_the_core_never_imports_the_host_or_unpickles():
         assert "torch.load(" not in path.read_text(encoding="utf-8"), path
 
 
+def test_what_sets_everything_up_needs_python_alone():
+    for path in [ROOT / "start.py", *(ROOT / "launch").glob("*.py")]:
+        assert {i.split(".")[0] for i in imports(path)} <= {"", "launch", *sys.stdlib_module_names}, path
+
+
 def test_only_video_imports_pyav():
     assert [p for p in CORE if "av" in imports(p) and p.parent.name != "video"] == []
 

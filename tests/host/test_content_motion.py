@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import start
+from launch.prompt import RunError, run_prompt
 from vidcore import weights
 from vidcore.codec import content_motion
 from vidcore.codec.content_motion import ContentMotionCodec, ContentMotionConfig
@@ -245,7 +245,7 @@ def test_what_does_not_fit_is_refused(cmd_file, clip_file, run, change, message)
     if prompt["8"]["class_type"] == "AttachContentFrame":
         prompt["9"] = keep_latent("8")
         prompt["9"]["inputs"]["samples"] = ["8", 1]
-    with pytest.raises(start.RunError, match=message):
+    with pytest.raises(RunError, match=message):
         run(prompt)
 
 
@@ -261,7 +261,7 @@ def test_window_nodes_refuse_a_motion_model(cmd_file, clip_file, run, kind):
         ),
         "9": node("PreviewImage", images=["8", 0]),
     }  # fmt: skip
-    with pytest.raises(start.RunError, match="makes motion latents"):
+    with pytest.raises(RunError, match="makes motion latents"):
         run(prompt)
 
 
@@ -273,13 +273,13 @@ def test_motion_of_another_autoencoder_is_refused(cmd_file, clip_file, tmp_path,
         "8": node("DecodeContentMotion", codec=["7", 3], content=["6", 0], motion=["6", 1]),
         "9": node("PreviewImage", images=["8", 0]),
     }
-    with pytest.raises(start.RunError, match="of another autoencoder"):
+    with pytest.raises(RunError, match="of another autoencoder"):
         run(prompt)
 
 
 def test_a_motion_model_without_a_content_frame_says_what_to_do(cmd_file, clip_file, run):
     prompt = loaded(cmd_file, clip_file()[0]) | {"8": sample(latent=("6", 1)), "9": keep_latent("8")}
-    with pytest.raises(start.RunError, match="put Attach Content Frame"):
+    with pytest.raises(RunError, match="put Attach Content Frame"):
         run(prompt)
 
 
@@ -299,7 +299,7 @@ def test_a_content_model_is_a_lora_that_stock_nodes_train_save_and_load(request,
         ),
         "34": node("SaveLoRA", lora=["33", 0], prefix="loras/content", steps=["33", 2]),
     }  # fmt: skip
-    start.run_prompt(server, prompt, 300)
+    run_prompt(server, prompt, 300)
     (file,) = (server.base / "output" / "loras").glob("content*.safetensors")
     (server.base / "models" / "loras").mkdir(exist_ok=True)
     request.addfinalizer(file.rename(server.base / "models" / "loras" / file.name).unlink)

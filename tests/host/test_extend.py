@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import start
+from launch.prompt import RunError
 from vidcore.data.shapes import Scene, Thing, render
 
 from .prompts import loaded, node
@@ -93,5 +93,5 @@ def test_what_cannot_be_done_is_said(run, frames):
         (odd, asked("SpatialUpsample", small, factor=2), "multiples of 8"),
     ]
     for before, after, message in cases:
-        with pytest.raises(start.RunError, match=message):
+        with pytest.raises(RunError, match=message):
             run({**loaded(), **before, **after})

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import avg_pool3d
 
-import start
+from launch.prompt import RunError
 from vidcore.data.shapes import Scene, Thing, render
 from vidcore.guide.threshold import dynamic_threshold
 
@@ -202,7 +202,7 @@ def test_bad_guides_get_one_clear_message_each(run, given):
         (four, guide(**known), "come from different models"),
     ]
     for before, node_, message in cases:
-        with pytest.raises(start.RunError, match=message):
+        with pytest.raises(RunError, match=message):
             run({**loaded(), **before, "6": node_, "7": sample(model=("6", 0)), "8": keep_latent("7")})
     run({**loaded(), "7": sample(steps=1), "8": keep_latent("7")})
 
@@ -223,7 +223,7 @@ def test_out_of_memory_says_what_to_lower_and_the_host_goes_on(run, server, give
     before = resource.prlimit(pid, resource.RLIMIT_AS)
     try:
         resource.prlimit(pid, resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, before[1]))
-        with pytest.raises(start.RunError, match="turn memory_saver on"):
+        with pytest.raises(RunError, match="turn memory_saver on"):
             run(long)
     finally:
         resource.prlimit(pid, resource.RLIMIT_AS, before)
@@ -279,5 +279,5 @@ def test_guidance_oscillates_between_the_samplers_scale_and_a_low_one(latents, r
         ),
         "45": keep_latent("44"),
     }  # fmt: skip
-    with pytest.raises(start.RunError, match="has no negative one"):
+    with pytest.raises(RunError, match="has no negative one"):
         run({**loaded(), "5": nodes["5"], **guider})

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-import start
+from launch.prompt import RunError
 from vidcore.metrics.tracker import observe
 
 from .prompts import keep_latent, node, sample
@@ -55,5 +55,5 @@ def test_sizes_that_do_not_fit_are_refused(run):
         "8": sample(latent=("7", 0)),
         "9": keep_latent("8"),
     }
-    with pytest.raises(start.RunError, match="multiples of 8, and was asked for 36x32"):
+    with pytest.raises(RunError, match="multiples of 8, and was asked for 36x32"):
         run(prompt)

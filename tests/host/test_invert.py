@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import start
+from launch.prompt import RunError
 from vidcore.data.shapes import Scene, Thing, render
 from vidcore.metrics.tracker import observe
 
@@ -103,7 +103,7 @@ def test_models_in_public_layouts_are_inverted(server, latents, run, kind, first
         assert fine < 0.01 and fine < 0.5 * rough
         assert torch.isfinite(found["10"]).all()
         if first:
-            with pytest.raises(start.RunError, match="set start_at_step to 1 or more"):
+            with pytest.raises(RunError, match="set start_at_step to 1 or more"):
                 run({**nodes, "9": inverted(**how)})
 
 
@@ -120,5 +120,5 @@ def test_what_cannot_be_inverted_is_said(run, clip, server):
     ]
     for i, (invert, latent, message) in enumerate(cases):
         nodes = {**loaded(TEXT), "5": latent, "6": invert, "7": again("6", first=16 * (i == 3)), "8": keep_latent("7")}
-        with pytest.raises(start.RunError, match=message):
+        with pytest.raises(RunError, match=message):
             run(nodes)

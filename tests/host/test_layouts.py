@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import start
+from launch.prompt import RunError
 
 from .prompts import keep_latent, node
 from .random_weights import weights
@@ -231,5 +231,5 @@ def test_windows_that_do_not_fit_a_packed_model_are_refused(packed, run):
         (dict(vae=["10", 2]), "latents have 16 channels and the VAE's 3"),
     ]
     for how, message in cases:
-        with pytest.raises(start.RunError, match=message):
+        with pytest.raises(RunError, match=message):
             run({**packed, **on_frames("ExtendVideo", "21", "30", new_frames=6, **how)})

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import start
+from launch.prompt import RunError
 
 from .prompts import keep_latent, loaded, node, sample
 
@@ -54,5 +54,5 @@ def test_a_single_frame_is_refused(run):
         "6": sample(model=("5", 0)),
         "7": keep_latent("6"),
     }
-    with pytest.raises(start.RunError, match="has one alone"):
+    with pytest.raises(RunError, match="has one alone"):
         run(prompt)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import start
+from launch.prompt import RunError
 from vidcore import weights
 from vidcore.data.shapes import Scene, Thing, render
 from vidcore.systems.harivo.checkpoint import from_info, load_motion
@@ -114,12 +114,12 @@ def test_a_continued_run_equals_one_that_never_stopped(nodes, run, server, folde
     assert all(torch.equal(whole[k], part[k]) for k in whole)
     kept = load_file(folder / state)
     assert kept["module.losses.queue.features"].any() and kept["module.losses.queue.clips"].max() >= 0
-    with pytest.raises(start.RunError, match="has 3 steps already"):
+    with pytest.raises(RunError, match="has 3 steps already"):
         run(shown({**nodes, "9": train(**more | {"steps": 3})}))
-    with pytest.raises(start.RunError, match="begun with another model or sizes"):
+    with pytest.raises(RunError, match="begun with another model or sizes"):
         run(shown({**nodes, "9": train(**more | {"mapping": 8})}))
     (videos / "2.mp4").rename(videos / "3.mp4")
-    with pytest.raises(start.RunError, match="begun with another list of clips"):
+    with pytest.raises(RunError, match="begun with another list of clips"):
         run(shown({**nodes, "9": train(**more | {"caption": "a"})}))
 
 
@@ -155,7 +155,7 @@ def test_connected_frames_and_a_conditioning_serve_as_well(nodes, run, folder, s
     del nodes["9"]["inputs"]["clip"]
     run(shown(nodes))
     assert weights.read_info(folder / "m_00001.safetensors")["clips"] == ["the frames"]
-    with pytest.raises(start.RunError, match=r"0\.txt is text, and there is nothing to encode it"):
+    with pytest.raises(RunError, match=r"0\.txt is text, and there is nothing to encode it"):
         nodes["9"]["inputs"]["folder"] = "clips"
         run(shown(nodes))
 
@@ -209,7 +209,7 @@ def test_bad_input_is_refused_before_any_work(nodes, run, folder, videos, change
         nodes["1"]["inputs"]["model_name"] = "shapes-vdm.safetensors"
     before = set(folder.parent.rglob("*"))
     try:
-        with pytest.raises(start.RunError, match=message):
+        with pytest.raises(RunError, match=message):
             run(shown({**nodes, "9": train(**inputs)}))
     finally:
         if change == "empty":
@@ -236,12 +236,12 @@ def test_a_module_of_another_base_is_refused(nodes, run, server, folder, videos)
 
     load("relative.safetensors")
     load("other.safetensors", other_base=True)
-    with pytest.raises(start.RunError, match="was trained on another ImageModel than this one, and they are no relatives"):
+    with pytest.raises(RunError, match="was trained on another ImageModel than this one, and they are no relatives"):
         load("other.safetensors")
-    with pytest.raises(start.RunError, match="motion"):
+    with pytest.raises(RunError, match="motion"):
         load("small.safetensors")
     nodes["1"]["inputs"]["model_name"] = "shapes-vdm.safetensors"
-    with pytest.raises(start.RunError, match="works on image models with a U-Net"):
+    with pytest.raises(RunError, match="works on image models with a U-Net"):
         load("relative.safetensors")
 
 
@@ -255,7 +255,7 @@ def test_a_file_that_is_no_motion_module_is_refused(nodes, run, server, shipped)
             "options"
         ]
     )
-    with pytest.raises(start.RunError, match="expected a motion module|not in"):
+    with pytest.raises(RunError, match="expected a motion module|not in"):
         run(nodes)
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-import start
+from launch.prompt import RunError, output_files
 from vidcore.video import probe
 
 from .prompts import TEXT, keep_latent, loaded, node, sample, to_video
@@ -17,7 +17,7 @@ from .prompts import TEXT, keep_latent, loaded, node, sample, to_video
 
 def test_a_prompt_becomes_an_mp4(run, output):
     history = run({**loaded(), "5": sample(), **to_video("5", rate=12)})
-    (item,) = start.output_files(history)
+    (item,) = output_files(history)
     info = probe(output(item))
     assert (info.frames, info.height, info.width, float(info.rate)) == (8, 32, 32, 12.0)
 
@@ -209,7 +209,7 @@ def test_bad_latents_and_prompts_get_one_clear_message_each(server, run):
     ]
     for prompt, message in cases:
         prompt["6"] = keep_latent("5")
-        with pytest.raises(start.RunError, match=message):
+        with pytest.raises(RunError, match=message):
             run(prompt)
     run({**loaded(), "5": sample(steps=1), "6": keep_latent("5")})
 
@@ -225,7 +225,7 @@ def test_files_that_are_no_model_are_refused_before_anything_runs(run, model_fil
         ((tmp_path / "sd.safetensors").read_bytes(), "sd.safetensors", "not a vidcore model.*Load Checkpoint"),
     ]
     for content, name, message in cases:
-        with pytest.raises(start.RunError, match=message):
+        with pytest.raises(RunError, match=message):
             run({**loaded(model=model_file(content, name)), "5": sample(), "6": keep_latent("5")})
 
 
@@ -237,7 +237,7 @@ def test_weights_that_do_not_fit_their_description_are_named(run, model_file, sh
     del tensors["net.head.weight"]
     weights.save(tmp_path / "less.safetensors", tensors, info)
     name = model_file((tmp_path / "less.safetensors").read_bytes(), "less.safetensors")
-    with pytest.raises(start.RunError, match="network weights do not fit.*missing head.weight"):
+    with pytest.raises(RunError, match="network weights do not fit.*missing head.weight"):
         run({**loaded(model=name), "5": sample(), "6": keep_latent("5")})
 
 

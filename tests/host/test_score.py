@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-import start
+from launch.prompt import RunError
 from vidcore.metrics.extract.clip import DEVIATION, MEAN
 from vidcore.metrics.pixels import flicker, psnr, ssim
 
@@ -61,9 +61,9 @@ def test_a_clip_beside_itself_is_perfect(run, picture):
 
 
 def test_bad_clips_are_refused_with_what_to_do(run, picture):
-    with pytest.raises(start.RunError, match="two frames or more, got 1"):
+    with pytest.raises(RunError, match="two frames or more, got 1"):
         scores(run, images=["2", 0])
-    with pytest.raises(start.RunError, match="2 frames of 32x32 and reference 1 frames of 40x32; please scale"):
+    with pytest.raises(RunError, match="2 frames of 32x32 and reference 1 frames of 40x32; please scale"):
         scores(run, images=["4", 0], reference=["1", 0])
 
 
@@ -92,7 +92,7 @@ def test_likeness_to_a_prompt_is_that_of_the_clip_library(run, server, picture, 
         save_file(zeros, texts / "clip_l_bare.safetensors")
         try:
             server.get("/object_info/CLIPLoader")  # the host lists folders anew
-            with pytest.raises(start.RunError, match="came without the projection"):
+            with pytest.raises(RunError, match="came without the projection"):
                 score("clip_l_bare.safetensors", prompt=text)
         finally:
             (texts / "clip_l_bare.safetensors").unlink()
@@ -124,5 +124,5 @@ def test_likeness_to_a_prompt_is_that_of_the_clip_library(run, server, picture, 
 
 
 def test_a_prompt_without_encoders_is_refused(run, picture):
-    with pytest.raises(start.RunError, match="takes both encoders of one CLIP. Please connect clip and clip_vision"):
+    with pytest.raises(RunError, match="takes both encoders of one CLIP. Please connect clip and clip_vision"):
         scores(run, images=["4", 0], prompt="a circle")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import start
+from launch.prompt import RunError
 from vidcore import weights
 from vidcore.data.shapes import VOCABULARY
 from vidcore.systems.snap import FIT, SnapConfig
@@ -138,13 +138,13 @@ def test_churn_renews_noise_by_the_seed(snap_file, latents):
 def test_a_frame_rate_that_is_none_is_refused(snap_file, run, rate, message):
     rated = node("SetFrameRate", conditioning=["2", 0], frame_rate=rate)
     prompt = loaded(snap_file) | {"10": rated, "5": sample(**HEUN, positive=("10", 0)), "6": keep_latent("5")}
-    with pytest.raises(start.RunError, match=message):
+    with pytest.raises(RunError, match=message):
         run(prompt)
 
 
 def test_a_clip_of_another_size_is_refused(snap_file, run):
     prompt = loaded(snap_file, width=24) | {"5": sample(**HEUN), "6": keep_latent("5")}
-    with pytest.raises(start.RunError, match="makes 4 frames of 16x16"):
+    with pytest.raises(RunError, match="makes 4 frames of 16x16"):
         run(prompt)
 
 
@@ -230,5 +230,5 @@ def test_what_the_cascade_cannot_do_is_refused(snap_file, second_file, run, chan
         "43": node("EmptyVideoLatent", width=32, height=32, frames=4, batch_size=1),
         "7": node("PreviewImage", images=["6", 0]),
     }
-    with pytest.raises(start.RunError, match=message):
+    with pytest.raises(RunError, match=message):
         run(prompt | change)

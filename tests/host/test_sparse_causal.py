@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import start
+from launch.prompt import RunError
 
 from .prompts import keep_latent, node
 from .random_weights import weights
@@ -56,5 +56,5 @@ def test_video_models_are_refused(server, run):
     with weights(server, "wan", "diffusion_models", "UNETLoader") as name:
         _, nodes = model_and_clips("wan", name, server)
         nodes["9"] = node("SparseCausalAttention", model=["1", 0])
-        with pytest.raises(start.RunError, match="works on image models with a U-Net"):
+        with pytest.raises(RunError, match="works on image models with a U-Net"):
             run({**nodes, "10": from_noise("9", "4"), "11": keep_latent("10")})

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import start
+from launch.prompt import RunError
 from vidcore import weights
 from vidcore.data.shapes import Scene, Thing, render
 from vidcore.systems.tune_a_video import TunedLayers, from_info, load_tuned
@@ -171,14 +171,14 @@ def test_a_continued_run_equals_one_that_never_stopped(nodes, run, server, folde
     ]  # fmt: skip
     whole, part = (load_file(folder / f"{name}.safetensors") for name in ("whole_00001", "part_00002"))
     assert all(torch.equal(whole[k], part[k]) for k in whole)
-    with pytest.raises(start.RunError, match="has 2 steps already"):
+    with pytest.raises(RunError, match="has 2 steps already"):
         run({**nodes, "9": tune(**more | {"steps": 2}), "10": node("PreviewAny", source=["9", 1])})
     tensors, info = weights.load(folder / state)
     weights.save(folder / f"other_{state}", tensors, info | {"fingerprint": info["fingerprint"][::-1]})
     server.get("/object_info/TuneAVideo")
-    with pytest.raises(start.RunError, match="was begun on another ImageModel: their weights differ"):
+    with pytest.raises(RunError, match="was begun on another ImageModel: their weights differ"):
         run({**nodes, "9": tune(**more | {"continue_from": f"other_{state}"}), "10": node("PreviewAny", source=["9", 1])})
-    with pytest.raises(start.RunError, match=r"begun with another number of frames: 6, not 4"):
+    with pytest.raises(RunError, match=r"begun with another number of frames: 6, not 4"):
         few = node("ImageFromBatch", image=["5", 0], batch_index=0, length=4)
         run({**nodes, "6": few, "9": tune(frames=["6", 0], **more), "10": node("PreviewAny", source=["9", 1])})
 
@@ -265,7 +265,7 @@ def test_bad_input_is_refused_before_any_work(nodes, run, folder, change, messag
     if "video" in change:
         nodes["1"]["inputs"]["model_name"] = "shapes-vdm.safetensors"
     before = set(folder.parent.rglob("*"))
-    with pytest.raises(start.RunError, match=message):
+    with pytest.raises(RunError, match=message):
         run({**nodes, "9": tune(frames=frames, **inputs), "10": node("PreviewAny", source=["9", 1])})
     assert {p for p in set(folder.parent.rglob("*")) - before if p.is_file()} == set()
 
@@ -277,7 +277,7 @@ def test_frames_that_the_vae_would_cut_are_refused(nodes, server, run, folder):
             "7": node("ImageScale", image=["5", 0], upscale_method="area", width=36, height=32, crop="disabled"),
         }
         for frames, message in (("7", "the frames are 36x32, and this VAE takes multiples of 8"), ("5", "takes latents of")):
-            with pytest.raises(start.RunError, match=message):
+            with pytest.raises(RunError, match=message):
                 run({**nodes, "9": tune(frames=[frames, 0], vae=["6", 0]), "10": node("PreviewAny", source=["9", 1])})
 
 
@@ -289,7 +289,7 @@ def test_a_tuned_clip_of_another_base_is_refused(nodes, run, latents, server, fo
     server.get("/object_info/LoadTunedVideo")
     nodes["9"] = node("LoadTunedVideo", model=["1", 0], tuned_name="other.safetensors")
     sampled(nodes, "9", "10")
-    with pytest.raises(start.RunError, match="was tuned on another ImageModel than this one"):
+    with pytest.raises(RunError, match="was tuned on another ImageModel than this one"):
         run(nodes)
     nodes["9"]["inputs"]["other_base"] = True
     assert torch.isfinite(latents(nodes)["10"]).all()
@@ -303,7 +303,7 @@ def test_a_file_that_is_no_tuned_clip_is_refused(nodes, run, server, folder, shi
     for name, message in (("model", "expected a tuned clip"), ("cut", "not a readable safetensors file")):
         nodes["9"] = node("LoadTunedVideo", model=["1", 0], tuned_name=f"{name}.safetensors")
         sampled(nodes, "9", "10")
-        with pytest.raises(start.RunError, match=message):
+        with pytest.raises(RunError, match=message):
             run(nodes)
 
 
@@ -313,7 +313,7 @@ def test_a_full_disk_leaves_nothing_half_written(nodes, run, server, folder):
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     try:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (2**20, before[1]))
-        with pytest.raises(start.RunError, match="t_00001.safetensors could not be written"):
+        with pytest.raises(RunError, match="t_00001.safetensors could not be written"):
             run({**nodes, "9": tune(), "10": node("PreviewAny", source=["9", 1])})
     finally:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, before)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-import start
+from launch.prompt import apply_settings, output_files, run_prompt, to_api
 from vidcore.data.shapes import Scene, Thing
 from vidcore.metrics.tracker import agreement, observe
 from vidcore.video import probe, read_frames, write_video
@@ -32,9 +32,9 @@ def test_every_workflow_has_a_picture_notes_and_known_nodes(path, server):
 def render_all(server, tools, output, name, *settings):
     """Paths of all videos that a workflow saves, by the prefix of their names."""
     workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
-    prompt = start.to_api(tools, workflow, server.get("/object_info"))
-    start.apply_settings(prompt, list(settings))
-    items = start.output_files(start.run_prompt(server, prompt))
+    prompt = to_api(tools, workflow, server.get("/object_info"))
+    apply_settings(prompt, list(settings))
+    items = output_files(run_prompt(server, prompt))
     return {item["filename"].rsplit("_0", 1)[0]: output(item) for item in items}
 
 
