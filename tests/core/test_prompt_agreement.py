@@ -15,8 +15,12 @@ from vidcore.text import TextConfig, TextEncoder
 def test_perfect_clips_score_one_and_shuffled_ones_do_not():
     asked = scenes(Protocol(prompts=40))
     made = np.stack([render(scene, 8, 32) for scene in asked])
-    assert score(made, asked) == dict.fromkeys(("background", "count", "shape", "colour", "motion", "all"), 1.0)
+    perfect = score(made, asked)
+    assert perfect.pop("by_shape") == dict.fromkeys({s.things[0].shape for s in asked}, 1.0)
+    assert perfect == dict.fromkeys(("background", "count", "shape", "colour", "motion", "all"), 1.0)
     shuffled = score(np.roll(made, 1, 0), asked)
+    shares = [shuffled["by_shape"][scene.things[0].shape] for scene in asked]
+    assert np.isclose(np.mean(shares), shuffled["shape"]) and len({*shares}) > 1
     assert shuffled["count"] == 1.0 and shuffled["all"] < 0.1 and shuffled["shape"] < 0.5
 
 

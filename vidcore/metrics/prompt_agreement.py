@@ -48,15 +48,23 @@ def clips(net, encoder, asked: list[Scene], protocol: Protocol, second=None, rep
     return np.stack(made)
 
 
-def score(made: np.ndarray, asked: list[Scene]) -> dict[str, float]:
+def score(made: np.ndarray, asked: list[Scene]) -> dict:
     """The share of clips that agree with their prompt, for each key of `tracker.agreement` and for all of them at once.
 
-    Of pictures, clips of one frame, motion is not asked.
+    Of pictures, clips of one frame, motion is not asked. "by_shape" has the share of right shapes for each shape that is
+    the first thing of a prompt.
     """
     found = [agreement(clip, scene) for clip, scene in zip(made, asked)]
     keys = [key for key in found[0] if key != "motion" or made.shape[1] > 1]
     shares = {key: float(np.mean([f[key] for f in found])) for key in keys}
-    return {**shares, "all": float(np.mean([all(f[key] for key in keys) for f in found]))}
+    by_shape: dict[str, list[bool]] = {}
+    for judged, scene in zip(found, asked):
+        by_shape.setdefault(scene.things[0].shape, []).append(judged["shape"])
+    return {
+        **shares,
+        "all": float(np.mean([all(f[key] for key in keys) for f in found])),
+        "by_shape": {shape: float(np.mean(right)) for shape, right in sorted(by_shape.items())},
+    }
 
 
 def steadiness(made: np.ndarray, asked: list[Scene]) -> dict[str, float]:
