@@ -76,11 +76,11 @@ def main() -> None:
     given = parser.parse_args()
     for path in given.models:
         (net, text), rng = load(path), np.random.default_rng(given.seed)
+        if given.pictures and not isinstance(net, FIT):
+            raise SystemExit(f"error: {path.name} is no first stage of Snap Video, which --pictures is for")
         kinds = dict(held_out=True, sizes=tuple(given.sizes.split(",")), backgrounds=tuple(given.backgrounds))
         scenes = [random_scene(rng, **kinds) for _ in range(given.clips)]
         x = torch.stack([torch.from_numpy(render(s, net.config.frames, given.size)).movedim(-1, 0) * 2 - 1 for s in scenes])
-        if given.pictures and not isinstance(net, FIT):
-            raise SystemExit(f"error: {path.name} is no first stage of Snap Video, which --pictures is for")
         if given.pictures:
             x = images_as_clips(x[:, :, -1], net.config.frames)
         context, errors = text(tokens_of(text, [caption(scene) for scene in scenes])), {}
