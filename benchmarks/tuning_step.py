@@ -3,9 +3,10 @@
 Run it with the Python of the ComfyUI in the folder COMFYUI, with diffusers beside it (``--peers``: a folder made by
 ``pip install --target FOLDER --no-deps diffusers``, or the site-packages of an environment that has it). Both nets have the
 sizes of Stable Diffusion 1.5 with random weights. Ours trains the queries and the temporal attention of the host's own
-U-Net as the node does, with the memory saver and without; diffusers' trains its motion modules, by AdamW as well. An edit
-is evaluations of the network alone, so one with and one without its caption is timed beside it. The arithmetic of a step is
-counted, and its share of the fastest matrix product that the machine showed is printed.
+U-Net as the node does: plainly, compiled as by the host's TorchCompileModel, and with the memory saver; diffusers' trains
+its motion modules, by AdamW as well. An edit is evaluations of the network alone, so one with and one without its caption
+is timed beside it. The arithmetic of a step is counted, and its share of the fastest matrix product that the machine showed
+is printed.
 """
 
 import argparse
@@ -31,7 +32,7 @@ def import_pack(comfyui: str, device: str):
     if "vidcore_pack" in sys.modules:
         return importlib.import_module("vidcore_pack.nodes.inflate")
     sys.path.insert(0, comfyui)
-    sys.argv[1:] = [] if device == "cuda" else ["--cpu"]
+    sys.argv[1:] = [] if device == "cuda" else ["--cpu", "--use-pytorch-cross-attention"]
     import comfy.options
 
     comfy.options.enable_args_parsing()
@@ -43,11 +44,13 @@ def import_pack(comfyui: str, device: str):
     return importlib.import_module("vidcore_pack.nodes.inflate")
 
 
-def tune_a_video(arguments, memory_saver: bool):
+def tune_a_video(arguments, memory_saver: bool = False, compiled: bool = False):
     """The work of each task, the network, and what trains of it."""
     inflate = import_pack(arguments.comfyui, arguments.device)
     import comfy.model_patcher
     import comfy.supported_models
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+    from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
     from vidcore_pack.nodes.gradient import checkpointed, gradients
     from vidcore_pack.vidcore.sample import Level
     from vidcore_pack.vidcore.systems.tune_a_video import Tuning
@@ -67,11 +70,13 @@ def tune_a_video(arguments, memory_saver: bool):
     model = comfy.model_patcher.ModelPatcher(base, torch.device(arguments.device), torch.device("cpu"))
     layers = inflate.new_layers(inflate.tune_config(model), 0).to(arguments.device)
     model = inflate.inflate(model, inflate.layers_patcher(layers))
+    if compiled:  # as the host's TorchCompileModel does
+        set_torch_compile_wrapper(model, arguments.backend, {"guard_filter_fn": skip_torch_compile_dict})
     model.patch_model(device_to=None)
     tuning = Tuning(layers, 3e-5, 0, arguments.half)
     clip = torch.randn(arguments.frames, 4, arguments.side, arguments.side, device=arguments.device)
     text = torch.randn(1, 77, 768, device=arguments.device).expand(arguments.frames, -1, -1)
-    options = {**model.model_options["transformer_options"], "cond_or_uncond": [0]}
+    options = {**model.model_options["transformer_options"], "cond_or_uncond": [0], "wrappers": model.wrappers}
     sigma = torch.full((arguments.frames,), LEVEL[1] / LEVEL[0], device=arguments.device)
 
     def denoise(z, i):
@@ -128,8 +133,9 @@ def motion_modules(arguments):
 
 
 WAYS = {
-    "vidcore": lambda arguments: tune_a_video(arguments, False),
-    "vidcore, memory saver": lambda arguments: tune_a_video(arguments, True),
+    "vidcore": tune_a_video,
+    "vidcore, compiled": partial(tune_a_video, compiled=True),
+    "vidcore, memory saver": partial(tune_a_video, memory_saver=True),
     "diffusers UNetMotionModel": motion_modules,
 }
 TASKS = ("training step", "edit step")
@@ -160,7 +166,7 @@ def measure(name: str, task: str, arguments) -> dict:
     works, net, trained = WAYS[name](arguments)
     work = works[task]
     found = timed(work, arguments.repeats, arguments.device)
-    with FlopCounterMode(display=False) as counter:
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:  # it counts nothing in kernels
         work()
     count = lambda module: round(sum(p.numel() for p in module.parameters()) / 1e6, 1)  # noqa: E731
     done = counter.get_total_flops()
@@ -183,6 +189,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--half", action="store_true", help="frozen weights in float16, what trains in float32")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="beside the first of them")
+    parser.add_argument("--backend", default="inductor", help="of the compiled way")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
@@ -190,7 +198,7 @@ def main() -> None:
     if arguments.worker:
         print(json.dumps(measure(arguments.worker, arguments.task, arguments)))
         return
-    results = take_turns(arguments, TASKS, list(WAYS), measure)
+    results = take_turns(arguments, TASKS, arguments.ways, measure)
     arguments.comfyui, arguments.peers = Path(arguments.comfyui).name, ""
     print(record(arguments, ["torch"], results))
 

@@ -80,6 +80,10 @@ def run_prompt(server: Server, prompt: dict, timeout: float = 3600) -> dict:
     status, answer = server.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})
     if status != 200:
         raise RunError(refusal(answer))
+    if answer.get("node_errors"):  # other branches of the workflow were good enough to be queued
+        server.post("/queue", {"delete": [answer["prompt_id"]]})
+        server.post("/interrupt", {"prompt_id": answer["prompt_id"]})
+        raise RunError(refusal({"error": {"message": "a part of the workflow cannot run"}, **answer}))
     number, deadline = answer["prompt_id"], time.monotonic() + timeout
     try:
         while time.monotonic() < deadline:

@@ -3,16 +3,17 @@
 The host runs nodes, and loads weights, under `torch.inference_mode()`; autograd refuses tensors made there. `gradients`
 leaves that mode for a while, swaps such weights for ordinary tensors one by one (so there is never a second copy of the
 model), and hands copies of whatever else was made there (conditions, control hints, patches) to the operations that
-meet them.
+meet them. A network that the host compiled is traced without that, for PyTorch's compiler cannot follow it.
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import comfy.model_management
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
@@ -59,6 +60,76 @@ def _any_inference(values: Iterable) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def _without_copies():
+    """Inside, operations get their arguments as they are."""
+    modes = []
+    while isinstance(mode := _get_current_function_mode(), _Copies):
+        mode.__exit__(None, None, None)
+        modes.append(mode)
+    try:
+        yield
+    finally:
+        for mode in reversed(modes):
+            mode.__enter__()
+
+
+class _Compiled(torch.nn.Module):
+    """A compiled network that gets copies of its arguments, and makes none within.
+
+    A patch in it may hold an inference tensor of its own, as adapters do: then the network runs as it was before it was
+    compiled, and copies are made.
+    """
+
+    def __init__(self, net: torch.nn.Module):
+        super().__init__()
+        self.net = net
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.net, name)
+
+    def forward(self, *args, **kwargs):
+        args, kwargs = tree_map_only(torch.Tensor, plain, (args, kwargs))
+        try:
+            with _without_copies():
+                return self.net(*args, **kwargs)
+        except RuntimeError as error:
+            if "Inference tensors cannot be saved for backward" not in str(error):
+                raise
+            warnings.warn("A patch holds a tensor of its own, so where gradients are taken the model runs uncompiled.")
+        return self.net._orig_mod(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _compiled(base):
+    """Inside, the compiled network that the host puts in the place of a model's own for each call is a `_Compiled`."""
+    call = getattr(base, "_apply_model", None)
+    if call is None:  # a ControlNet, a VAE
+        yield
+        return
+
+    def apply_model(*args, **kwargs):
+        net = base.diffusion_model
+        if hasattr(net, "_orig_mod"):  # only a compiled one has it
+            base.diffusion_model = _Compiled(net)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            base.diffusion_model = net
+
+    own = base.__dict__.get("_apply_model")
+    base._apply_model = apply_model
+    try:
+        yield
+    finally:
+        del base._apply_model
+        if own is not None:  # somebody else had replaced it, or gradients are taken within gradients
+            base._apply_model = own
+
+
 def unlock(module: torch.nn.Module) -> None:
     """Swap a module's inference parameters and buffers for ordinary ones that want no gradient, one by one."""
     for part in module.modules():
@@ -81,7 +152,9 @@ def gradients(modules):
         # The host has kernels without a way back, and leaves them alone while it trains.
         before, comfy.model_management.in_training = comfy.model_management.in_training, True
         try:
-            with _Copies():
+            with _Copies(), contextlib.ExitStack() as stack:
+                for module in modules:
+                    stack.enter_context(_compiled(module))
                 yield
         finally:
             comfy.model_management.in_training = before

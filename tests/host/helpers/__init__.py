@@ -3,6 +3,8 @@
 import hashlib
 
 import torch
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 
 
 class RandomConditioning:
@@ -36,7 +38,10 @@ class HashWeights:
 
 
 class ChangeSkips:
-    """A tenth more of each skip connection of a U-Net, written over it, as a ControlNet is added, or beside it."""
+    """A tenth more of each skip connection of a U-Net, written over it, as a ControlNet is added, or beside it.
+
+    The factor is a tensor made while the node runs, as those of adapters are.
+    """
 
     CATEGORY, RETURN_TYPES, FUNCTION = "tests", ("MODEL",), "change"
 
@@ -46,8 +51,25 @@ class ChangeSkips:
 
     def change(self, model, in_place):
         model = model.clone()
-        model.set_model_output_block_patch(lambda h, skip, options: (h, skip.mul_(1.1) if in_place else skip * 1.1))
+        factor = torch.full((1,), 1.1)
+        model.set_model_output_block_patch(lambda h, skip, options: (h, skip.mul_(factor) if in_place else skip * factor))
         return (model,)
 
 
-NODE_CLASS_MAPPINGS = {"RandomConditioning": RandomConditioning, "HashWeights": HashWeights, "ChangeSkips": ChangeSkips}
+class CompileModel:
+    """What the host's TorchCompileModel does, with any of PyTorch's backends; "aot_eager" spares minutes."""
+
+    CATEGORY, RETURN_TYPES, FUNCTION = "tests", ("MODEL",), "compile"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "backend": ("STRING", {"default": "aot_eager"})}}
+
+    def compile(self, model, backend):
+        model = model.clone(disable_dynamic=True)
+        set_torch_compile_wrapper(model, backend, {"guard_filter_fn": skip_torch_compile_dict})
+        return (model,)
+
+
+NODES = (RandomConditioning, HashWeights, ChangeSkips, CompileModel)
+NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in NODES}
