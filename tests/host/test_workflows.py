@@ -1,6 +1,7 @@
 """The workflows that ship, in the form that people share, through the converter and a real run."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from launch.prompt import apply_settings, output_files, run_prompt, to_api
+from launch.prompt import RunError, apply_settings, output_files, run_prompt, to_api
 from vidcore.data.shapes import Scene, Thing
 from vidcore.metrics.tracker import agreement, observe
 from vidcore.video import probe, read_frames, write_video
 from vidcore.weights import read_info
 
+from .prompts import keep_latent, node
 from .random_weights import weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +29,17 @@ def test_every_workflow_has_a_picture_notes_and_known_nodes(path, server):
     kinds = [node["type"] for node in workflow["nodes"]]
     assert "MarkdownNote" in kinds
     assert [k for k in kinds if k not in known and k != "MarkdownNote"] == []
+
+
+def test_a_workflow_of_which_a_part_cannot_run_is_refused(server):
+    """ComfyUI would run the rest, and the person would miss a result without a word."""
+    latent = node("EmptyVideoLatent", width=32, height=32, frames=2, batch_size=1)
+    with pytest.raises(RunError, match=r"a part of the workflow cannot run\n  SaveLatent \(3\): Required input is missing"):
+        run_prompt(server, {"1": latent, "2": keep_latent("1"), "3": node("SaveLatent", samples=["1", 0])})
+    until = time.monotonic() + 30
+    while server.get("/prompt")["exec_info"]["queue_remaining"] and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not server.get("/prompt")["exec_info"]["queue_remaining"]  # nothing goes on behind the person's back
 
 
 def render_all(server, tools, output, name, *settings):
