@@ -19,6 +19,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend
+
+# Kernels of PyTorch's attention, by the names that the scripts take.
+KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
 
 
 def processor() -> str:

@@ -6,6 +6,7 @@ weights and the same fused attention, from tokens to output, at the sizes of Sta
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import torch  # noqa: E402
-from common import record, take_turns, timed  # noqa: E402
+from common import KERNELS, record, take_turns, timed  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+from torch.nn.attention import sdpa_kernel  # noqa: E402
 
 from vidcore.layers.attention import attention  # noqa: E402
 from vidcore.layers.sparse_causal import sparse_causal  # noqa: E402
@@ -49,8 +51,11 @@ def measure(name: str, task: str, arguments) -> dict:
     net = Projections(width).to(device, dtype)
     z = torch.randn(arguments.frames, arguments.side**2, width, device=device, dtype=dtype)
 
+    def kernel():
+        return sdpa_kernel(KERNELS[arguments.kernel]) if arguments.kernel else contextlib.nullcontext()
+
     def work():
-        with torch.set_grad_enabled(task != TASKS[0]):
+        with torch.set_grad_enabled(task != TASKS[0]), kernel():
             out = WAYS[name](net, z, arguments.heads)
         if task != TASKS[0]:
             out.square().mean().backward()
@@ -69,6 +74,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--half", action="store_true", help="float16")
+    parser.add_argument("--kernel", choices=KERNELS, help="of PyTorch's attention; its own choice by default")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
