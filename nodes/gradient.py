@@ -7,6 +7,7 @@ meet them. A network that the host compiled is traced without that, for PyTorch'
 """
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -75,10 +76,10 @@ def _without_copies():
 
 
 class _Compiled(torch.nn.Module):
-    """A compiled network that gets copies of its arguments, and makes none within.
+    """A compiled network, or a part of one, that gets copies of its arguments, and makes none within.
 
-    A patch in it may hold an inference tensor of its own, as adapters do: then the network runs as it was before it was
-    compiled, and copies are made.
+    A patch in it may hold an inference tensor of its own, as adapters do: then it runs as it was before it was compiled, and
+    copies are made.
     """
 
     def __init__(self, net: torch.nn.Module):
@@ -92,7 +93,8 @@ class _Compiled(torch.nn.Module):
             return getattr(self.net, name)
 
     def forward(self, *args, **kwargs):
-        args, kwargs = tree_map_only(torch.Tensor, plain, (args, kwargs))
+        if _any_inference(args) or _any_inference(kwargs.values()):
+            args, kwargs = tree_map_only(torch.Tensor, plain, (args, kwargs))
         try:
             with _without_copies():
                 return self.net(*args, **kwargs)
@@ -105,20 +107,24 @@ class _Compiled(torch.nn.Module):
 
 @contextlib.contextmanager
 def _compiled(base):
-    """Inside, the compiled network that the host puts in the place of a model's own for each call is a `_Compiled`."""
+    """Inside, whatever of a model is compiled is a `_Compiled`; the host puts it in its place anew for each call."""
     call = getattr(base, "_apply_model", None)
     if call is None:  # a ControlNet, a VAE
         yield
         return
 
     def apply_model(*args, **kwargs):
-        net = base.diffusion_model
-        if hasattr(net, "_orig_mod"):  # only a compiled one has it
-            base.diffusion_model = _Compiled(net)
+        found = []
+        if "torch._dynamo" in sys.modules:  # else nobody has compiled anything
+            children = [(part, name, m) for part in base.modules() for name, m in part._modules.items()]
+            found = [c for c in children if hasattr(c[2], "_orig_mod") and not isinstance(c[2], _Compiled)]
+        for part, name, module in found:
+            part._modules[name] = _Compiled(module)
         try:
             return call(*args, **kwargs)
         finally:
-            base.diffusion_model = net
+            for part, name, module in found:
+                part._modules[name] = module
 
     own = base.__dict__.get("_apply_model")
     base._apply_model = apply_model

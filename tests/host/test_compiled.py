@@ -9,20 +9,28 @@ from .prompts import keep_latent, node, sample
 from .test_tune import apart, folder, nodes, save_latent, tune  # noqa: F401
 
 
+def compiled(model, parts="diffusion_model"):
+    return node("CompileModel", model=[model, 0], backend="aot_eager", parts=parts)
+
+
 def test_a_compiled_model_is_tuned_as_a_plain_one(nodes, run, folder):  # noqa: F811
-    nodes["8"] = node("CompileModel", model=["1", 0], backend="aot_eager")
-    nodes |= {"90": tune(name="plain"), "91": tune(model=["8", 0], name="compiled")}
-    run(nodes | {"10": node("PreviewAny", source=["90", 1]), "11": node("PreviewAny", source=["91", 1])})
-    plain, compiled = (load_tuned(folder / f"{name}_00001.safetensors")[0] for name in ("plain", "compiled"))
-    for a, b in zip(compiled.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+    """The whole network, and one block of it alone, as packs do that compile block by block."""
+    nodes |= {"8": compiled("1"), "9": compiled("1", "diffusion_model.middle_block.1.transformer_blocks.0")}
+    for number, name in (("1", "plain"), ("8", "whole"), ("9", "block")):
+        nodes[f"7{number}"] = tune(model=[number, 0], name=name)
+        nodes[f"6{number}"] = node("PreviewAny", source=[f"7{number}", 1])
+    run(nodes)
+    plain, *others = (load_tuned(folder / f"{name}_00001.safetensors")[0] for name in ("plain", "whole", "block"))
+    for other in others:
+        for a, b in zip(other.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
 def test_a_patch_with_a_tensor_of_its_own_is_guided_as_on_a_plain_model(nodes, latents, server):  # noqa: F811
     """One made where no gradients can be recorded, which a compiled network meets unawares."""
     nodes["6"] = save_latent(server, "known.latent", load_file(server.base / "input" / "tune.latent")["latent_tensor"][:2])
     nodes["7"] = node("ChangeSkips", model=["1", 0], in_place=False)
-    nodes["8"] = node("CompileModel", model=["7", 0], backend="aot_eager")
+    nodes["8"] = compiled("7")
     for number, model in (("50", "7"), ("51", "8")):
         nodes[number] = node(
             "ReconstructionGuide", model=[model, 0], kind="frames", weight=2.0, latent=["6", 0], frames="0, 1"

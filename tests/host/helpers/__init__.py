@@ -57,17 +57,19 @@ class ChangeSkips:
 
 
 class CompileModel:
-    """What the host's TorchCompileModel does, with any of PyTorch's backends; "aot_eager" spares minutes."""
+    """What the host's TorchCompileModel does, with any of PyTorch's backends ("aot_eager" spares minutes), and for parts of
+    the network, as other packs do by the same call.
+    """
 
     CATEGORY, RETURN_TYPES, FUNCTION = "tests", ("MODEL",), "compile"
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",), "backend": ("STRING", {"default": "aot_eager"})}}
+        return {"required": {"model": ("MODEL",), "backend": ("STRING", {}), "parts": ("STRING", {})}}
 
-    def compile(self, model, backend):
+    def compile(self, model, backend, parts):
         model = model.clone(disable_dynamic=True)
-        set_torch_compile_wrapper(model, backend, {"guard_filter_fn": skip_torch_compile_dict})
+        set_torch_compile_wrapper(model, backend, {"guard_filter_fn": skip_torch_compile_dict}, keys=parts.split())
         return (model,)
 
 
