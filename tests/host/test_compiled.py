@@ -19,7 +19,7 @@ def test_a_compiled_model_is_tuned_as_a_plain_one(nodes, run, folder):  # noqa: 
     for number, name in (("1", "plain"), ("8", "whole"), ("9", "block")):
         nodes[f"7{number}"] = tune(model=[number, 0], name=name)
         nodes[f"6{number}"] = node("PreviewAny", source=[f"7{number}", 1])
-    run(nodes)
+    run(nodes, timeout=900)  # compiling takes long on a busy machine
     plain, *others = (load_tuned(folder / f"{name}_00001.safetensors")[0] for name in ("plain", "whole", "block"))
     for other in others:
         for a, b in zip(other.parameters(), plain.parameters(), strict=True):
@@ -37,6 +37,6 @@ def test_a_patch_with_a_tensor_of_its_own_is_guided_as_on_a_plain_model(nodes, l
         )
         nodes[f"8{number}"] = sample(model=(number, 0), latent=("4", 0), steps=2)
         nodes[f"9{number}"] = keep_latent(f"8{number}", f"latents/{number}")
-    found = latents(nodes)
+    found = latents(nodes, timeout=900)
     assert apart(found["951"], found["950"]) < 1e-3
     assert "the model runs uncompiled" in server.log.read_text()  # for that is the case which is tested
