@@ -22,6 +22,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import torch  # noqa: E402
 from common import KERNELS, record, take_turns, timed  # noqa: E402
+from torch._dynamo.utils import counters  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 LEVEL = (0.6, 0.8)  # alpha and sigma of the step
@@ -169,6 +170,7 @@ def measure(name: str, task: str, arguments) -> dict:
     torch.manual_seed(0)
     peak = fastest_product(arguments.device, frozen_dtype(arguments))
     works, net, trained = WAYS[name](arguments)
+    counters.clear()
     work = works[task]
     found = timed(work, arguments.repeats, arguments.device)
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:  # it counts nothing in kernels
@@ -177,6 +179,7 @@ def measure(name: str, task: str, arguments) -> dict:
     done = counter.get_total_flops()
     return {
         **found,
+        "graphs": counters["stats"]["unique_graphs"],  # that PyTorch compiled
         "million_parameters": round(count(net) + (0 if name.startswith("diffusers") else count(trained)), 1),
         "million_trained": count(trained),
         "gigaflop": round(done / 1e9),

@@ -3,7 +3,7 @@
 The host runs nodes, and loads weights, under `torch.inference_mode()`; autograd refuses tensors made there. `gradients`
 leaves that mode for a while, swaps such weights for ordinary tensors one by one (so there is never a second copy of the
 model), and hands copies of whatever else was made there (conditions, control hints, patches) to the operations that
-meet them. A network that the host compiled is traced without that, for PyTorch's compiler cannot follow it.
+meet them. Compiled parts of a network are traced without that, for PyTorch's compiler cannot follow it.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ def _without_copies():
             mode.__enter__()
 
 
-class _Compiled(torch.nn.Module):
+class _CompiledPart(torch.nn.Module):
     """A compiled network, or a part of one, that gets copies of its arguments, and makes none within.
 
     A patch in it may hold an inference tensor of its own, as adapters do: then it runs as it was before it was compiled, and
@@ -106,8 +106,8 @@ class _Compiled(torch.nn.Module):
 
 
 @contextlib.contextmanager
-def _compiled(base):
-    """Inside, whatever of a model is compiled is a `_Compiled`; the host puts it in its place anew for each call."""
+def _compiled_parts(base):
+    """Inside, compiled parts of a model, which the host puts in their places anew for each call, are `_CompiledPart`s."""
     call = getattr(base, "_apply_model", None)
     if call is None:  # a ControlNet, a VAE
         yield
@@ -117,9 +117,9 @@ def _compiled(base):
         found = []
         if "torch._dynamo" in sys.modules:  # else nobody has compiled anything
             children = [(part, name, m) for part in base.modules() for name, m in part._modules.items()]
-            found = [c for c in children if hasattr(c[2], "_orig_mod") and not isinstance(c[2], _Compiled)]
+            found = [c for c in children if hasattr(c[2], "_orig_mod") and not isinstance(c[2], _CompiledPart)]
         for part, name, module in found:
-            part._modules[name] = _Compiled(module)
+            part._modules[name] = _CompiledPart(module)
         try:
             return call(*args, **kwargs)
         finally:
@@ -160,7 +160,7 @@ def gradients(modules):
         try:
             with _Copies(), contextlib.ExitStack() as stack:
                 for module in modules:
-                    stack.enter_context(_compiled(module))
+                    stack.enter_context(_compiled_parts(module))
                 yield
         finally:
             comfy.model_management.in_training = before

@@ -1,12 +1,12 @@
 """Models that the host's own TorchCompileModel has compiled, under nodes that take gradients."""
 
 import torch
-from safetensors.torch import load_file
 
 from vidcore.systems.tune_a_video import load_tuned
 
 from .prompts import keep_latent, node, sample
-from .test_tune import apart, folder, nodes, save_latent, tune  # noqa: F401
+from .test_guide import guide
+from .test_tune import apart, folder, nodes, tune  # noqa: F401
 
 
 def compiled(model, parts="diffusion_model"):
@@ -24,17 +24,17 @@ def test_a_compiled_model_is_tuned_as_a_plain_one(nodes, run, folder):  # noqa: 
     for other in others:
         for a, b in zip(other.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+    graphs, *breaks = run({"1": node("CompiledGraphs")})["outputs"]["1"]["text"]
+    assert int(graphs) > 0 and not any("is_inference" in reason for reason in breaks)  # which tracing our copies would give
 
 
 def test_a_patch_with_a_tensor_of_its_own_is_guided_as_on_a_plain_model(nodes, latents, server):  # noqa: F811
     """One made where no gradients can be recorded, which a compiled network meets unawares."""
-    nodes["6"] = save_latent(server, "known.latent", load_file(server.base / "input" / "tune.latent")["latent_tensor"][:2])
+    nodes["6"] = node("LatentFromBatch", samples=["4", 0], batch_index=0, length=2)
     nodes["7"] = node("ChangeSkips", model=["1", 0], in_place=False)
     nodes["8"] = compiled("7")
     for number, model in (("50", "7"), ("51", "8")):
-        nodes[number] = node(
-            "ReconstructionGuide", model=[model, 0], kind="frames", weight=2.0, latent=["6", 0], frames="0, 1"
-        )
+        nodes[number] = guide(model=(model, 0), latent=["6", 0], frames="0, 1")
         nodes[f"8{number}"] = sample(model=(number, 0), latent=("4", 0), steps=2)
         nodes[f"9{number}"] = keep_latent(f"8{number}", f"latents/{number}")
     found = latents(nodes, timeout=900)
