@@ -12,7 +12,8 @@ Motion makes a content frame and its motion, and these are made of both:
   them, or both darker;
 - reversed: the same, but one is brighter and the other darker;
 - across: the same, but the other clip's thing moves in any other way about the same place;
-- text: a content frame by the content model, its motion by the motion model, both told only the clip's caption.
+- told: the clip's content frame, its motion by the motion model, which is told the clip's caption;
+- text: the same, but the content frame is by the content model, which is told only the caption, too.
 
 The rule-based tracker judges:
 
@@ -48,6 +49,7 @@ from vidcore.metrics.completion import psnr, trajectory_error  # noqa: E402
 from vidcore.metrics.tracker import agreement, observe  # noqa: E402
 
 FRAMES, SIZE = 8, 32
+WAYS = ("again", "recoloured", "painted", "along", "reversed", "across", "told", "text")
 CORNERED = ("square", "triangle", "star", "cross")  # whose turning can be seen
 
 
@@ -159,14 +161,17 @@ def prompt(protocol, number: int, scene: Scene, asked: Scene) -> dict:
         "frame": node("VAEDecode", samples=["frame_latent", 0], vae=["image", 2]),
         "motion_text": node("CLIPTextEncode", clip=["cmd", 1], text=caption(scene)),
         "motion_nothing": node("CLIPTextEncode", clip=["cmd", 1], text=""),
-        "attached": node("AttachContentFrame", model=["cmd", 0], codec=["cmd", 3], content=["frame", 0]),
-        "motion": node(
-            "SampleVideo", model=["attached", 0], positive=["motion_text", 0], negative=["motion_nothing", 0],
-            latent_image=["attached", 1], guidance_scale=protocol.motion_guidance, **grid,
-        ),
     }  # fmt: skip
+    for content in ("own", "frame"):
+        nodes |= {
+            f"attached_{content}": node("AttachContentFrame", model=["cmd", 0], codec=["cmd", 3], content=[content, 0]),
+            f"motion_{content}": node(
+                "SampleVideo", model=[f"attached_{content}", 0], positive=["motion_text", 0], negative=["motion_nothing", 0],
+                latent_image=[f"attached_{content}", 1], guidance_scale=protocol.motion_guidance, **grid,
+            ),
+        }  # fmt: skip
     sources = {way: (way, ["own", 1]) for way in ("recoloured", "painted", "along", "reversed", "across")}
-    sources |= {"again": ("own", ["own", 1]), "text": ("frame", ["motion", 0])}
+    sources |= {"again": ("own", ["own", 1]), "told": ("own", ["motion_own", 0]), "text": ("frame", ["motion_frame", 0])}
     for way, (content, motion) in sources.items():
         nodes |= {
             f"made_{way}": node("DecodeContentMotion", codec=["cmd", 3], content=[content, 0], motion=motion),
@@ -210,14 +215,16 @@ def tasks(protocol) -> list[dict[str, Scene]]:
             "across": other_content(own, across, rng),
         }
         (recoloured,) = edited(own, "colour", rng, 1)
-        found.append({"own": own, "again": own, "recoloured": recoloured, "painted": recoloured, **contents, "text": own})
+        found.append(
+            {"own": own, "again": own, "recoloured": recoloured, "painted": recoloured, **contents, "told": own, "text": own}
+        )
     return found
 
 
 def run(protocol) -> tuple[dict, dict]:
     """Scores per way, and all clips by name, for looking at."""
     host = set_up_host(cache_folder())
-    found: dict[str, list] = {way: [] for way in ("again", "recoloured", "painted", "along", "reversed", "across", "text")}
+    found: dict[str, list] = {way: [] for way in WAYS}
     clips = {}
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
@@ -234,7 +241,7 @@ def run(protocol) -> tuple[dict, dict]:
                     item = history["outputs"][f"keep_{way}"]["latents"][0]
                     clip = kept_clip(base / "output" / item["subfolder"] / item["filename"])
                     clips[f"{number} {way}"] = clip
-                    if way == "text":
+                    if way in ("told", "text"):
                         marks = agreement(clip, scenes[way])
                         found[way].append(marks | {"all": all(marks.values())})
                     else:

@@ -174,7 +174,7 @@ def main() -> None:
     command.add_argument("--true", type=Path, required=True, help="folder of true videos")
     command.add_argument("--weights", type=Path, required=True, help="folder of extractors")
     command.add_argument("--model", type=Path)
-    command.add_argument("--image", type=Path, help="the image model of a motion module")
+    command.add_argument("--image", type=Path, help="the image model of a motion module, or of CMD's content frames")
     command.add_argument("--second-stage", type=Path)
     command.add_argument("--made", type=Path, help="folder of videos, instead of a model")
     command.add_argument("--captions", type=Path)

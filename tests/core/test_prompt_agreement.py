@@ -3,10 +3,18 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
+from vidcore import weights
+from vidcore.codec.content_motion import ContentMotionCodec, ContentMotionConfig
 from vidcore.data.shapes import VOCABULARY, is_held_out, render
+from vidcore.metrics.make import load
 from vidcore.metrics.prompt_agreement import Protocol, clips, scenes, score
+from vidcore.systems import image
+from vidcore.systems.cmd import MotionConfig, MotionDiT
+from vidcore.systems.cmd import checkpoint as cmd
+from vidcore.systems.image import ImageConfig, PixelUNet
 from vidcore.systems.snap import FIT, SnapConfig
 from vidcore.systems.vdm import UNet3D, VDMConfig
 from vidcore.text import TextConfig, TextEncoder
@@ -50,3 +58,63 @@ def test_a_cascade_s_clips_have_the_second_stage_s_size():
     assert clips(nets[0], text, scenes(protocol), protocol).shape == (3, 4, 16, 16, 3)
     one, two = (clips(nets[0], text, scenes(protocol), protocol, (nets[1], text)) for _ in range(2))
     assert one.shape == (3, 4, 32, 32, 3) and np.array_equal(one, two)
+
+
+def cmd_files(folder, words=VOCABULARY, channels=3):
+    """Tiny random files: CMD's motion model with its autoencoder, and a model of content frames that knows ``words``."""
+    torch.manual_seed(0)
+    codec = replace(ContentMotionConfig.tiny(), channels=channels)
+    motion = replace(MotionConfig.tiny(), content_channels=channels)
+    own, other = (TextConfig(known, 24, 16, 1, 2) for known in (VOCABULARY, words))
+    picture = ImageConfig(channels=32, multipliers=(1, 2), context=16)
+    parts = {"net": MotionDiT(motion), "text": TextEncoder(own), "codec": ContentMotionCodec(codec)}
+    for parameter in parts["net"].parameters():
+        torch.nn.init.normal_(parameter, 0, 0.1)  # so that no zero hides a path
+    files = (
+        ("cmd.safetensors", parts, cmd.to_info(motion, own, codec)),
+        ("content.safetensors", {"net": PixelUNet(picture), "text": TextEncoder(other)}, image.to_info(picture, other)),
+    )
+    for name, nets, info in files:
+        weights.save(folder / name, dict(torch.nn.ModuleDict(nets).state_dict()), info)
+    return folder / "cmd.safetensors", folder / "content.safetensors"
+
+
+def test_cmd_makes_clips_with_the_model_of_content_frames(tmp_path):
+    net, text = load(*cmd_files(tmp_path))
+    protocol = Protocol(prompts=3, frames=4, size=8, steps=2, batch=2)
+    asked = scenes(protocol)
+    one, two = (clips(net, text, asked, protocol) for _ in range(2))
+    assert one.shape == (3, 4, 8, 8, 3) and np.array_equal(one, two)
+    # Each guidance acts on its own part; the motion sees the content frame of its own clip.
+    for change in ({"motion_guidance_scale": 5.0}, {"guidance_scale": 1.0}):
+        assert np.abs(clips(net, text, asked, replace(protocol, **change)) - one).max() > 1e-4
+    with torch.no_grad():
+        net.codec.from_x.weight.zero_(), net.codec.from_y.weight.zero_()
+    still = clips(net, text, asked, protocol)  # now motion has no say
+    assert np.array_equal(clips(net, text, asked, replace(protocol, motion_guidance_scale=5.0)), still)
+
+
+@pytest.mark.parametrize(
+    "asked, message",
+    [(dict(frames=8), "at most 4 frames, a multiple of 2; asked for 8"), (dict(frames=3), "multiple of 2; asked for 3")],
+)
+def test_cmd_refuses_clips_longer_than_its_window(tmp_path, asked, message):
+    net, text = load(*cmd_files(tmp_path))
+    protocol = Protocol(prompts=1, size=8, steps=1, **asked)
+    with pytest.raises(ValueError, match=message):
+        clips(net, text, scenes(protocol), protocol)
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [(dict(words=VOCABULARY[:-1]), "different words"), (dict(channels=4), "latents of 4 channels")],
+)
+def test_cmd_files_that_do_not_make_clips_are_refused(tmp_path, files, message):
+    with pytest.raises(weights.WeightsError, match=message):
+        load(*cmd_files(tmp_path, **files))
+
+
+def test_what_needs_an_image_model_says_so(tmp_path):
+    path, _ = cmd_files(tmp_path)
+    with pytest.raises(weights.WeightsError, match="a CMD model makes clips with its image model"):
+        load(path)

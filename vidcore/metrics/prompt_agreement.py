@@ -2,8 +2,8 @@
 
 Samples one clip for each of N held-out prompts with fixed seeds and lets the tracker judge them. Prints a JSON record
 of the scores with the protocol that made them. MODEL is one of VDM's; a first stage of Snap Video, whose second one may
-enlarge the clips before they are judged; an image model, whose pictures are judged without their motion; or a motion module,
-whose image model ``--image`` names.
+enlarge the clips before they are judged; an image model, whose pictures are judged without their motion; or a motion module
+or CMD's motion model, whose image model ``--image`` names.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vidcore.metrics.prompt_agreement", description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--second-stage", type=Path, help="file of a second stage of Snap Video")
-    parser.add_argument("--image", type=Path, help="file of the image model that a motion module is for")
+    parser.add_argument("--image", type=Path, help="image model that a motion module is for, or that makes content frames")
     add_protocol(parser, Protocol())
     arguments = vars(parser.parse_args())
     path, second_path, image = (arguments.pop(name) for name in ("model", "second_stage", "image"))
