@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..vidcore import weights
+from ..vidcore.systems.harivo import MotionModule
 from ..vidcore.systems.harivo.checkpoint import SYSTEM, from_info, load_motion, to_info
 from ..vidcore.systems.tune_a_video.checkpoint import distance
 from .folders import MOTION
@@ -22,6 +23,8 @@ from .tune_files import check_room, check_same_run, describe, first_folder, free
 from .tune_run import keeping
 
 NEW = "a new run"
+FRESH = "fresh layers"
+LOADER = "Load Motion Module"
 STATE = ".state.safetensors"
 # What a run that goes on must share with the one before, and how a message names it.
 SAME_RUN = (("model", "model or sizes"), ("base", "model"), ("clips", "list of clips"))
@@ -119,6 +122,11 @@ class TrainMotionModule(io.ComfyNode):
                     tooltip="Layers also look at neighbouring pixels of neighbouring frames, so that they follow "
                     "what moves: motion is learned sooner, and the file is nearly twice as large.",
                 ),
+                io.Combo.Input(
+                    "start_from", options=[FRESH, *motion_files()], default=FRESH, optional=True,
+                    tooltip="A motion module of this base to train on, with its frame_tokens, mapping and convolution. It "
+                    "stays as it is; the result is another file.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model that moves; a batch of pictures is one clip for it."),
@@ -132,8 +140,12 @@ class TrainMotionModule(io.ComfyNode):
         cls, model, vae, folder, caption, length, every, steps, learning_rate, seed, name, clip=None, positive=None,
         frames=None, width=0, height=0, contrast=0.001, attention_loss=0.001, frame_tokens=4, mapping=64, preview_every=200,
         memory_saver=False, continue_from=NEW, keep_state=False, max_frames=512, convolution=True,
+        start_from=FRESH,
     ) -> io.NodeOutput:  # fmt: skip
-        parts = dict(frame_tokens=frame_tokens, mapping=mapping, convolution=convolution)
+        parts, started = dict(frame_tokens=frame_tokens, mapping=mapping, convolution=convolution), None
+        if start_from != FRESH:
+            started, _ = fitting_module(model, "Train Motion Module", start_from)
+            parts = {part: getattr(started.config, part) for part in parts}
         config = motion_config(model, "Train Motion Module", length, **parts)
         state = None
         if continue_from != NEW:
@@ -143,6 +155,8 @@ class TrainMotionModule(io.ComfyNode):
                 raise ValueError(f"{continue_from} has {before['step']} steps already; please ask for more than that in all")
             seed = before["seed"]
         module = new_module(config, seed)
+        if started is not None:
+            weights.load_into(module, started.state_dict(), "motion")
         path = free_path(name, MOTION)
         check_room(path, 4 * sum(p.numel() * p.element_size() for p in module.parameters()), MOTION)
         texts = Texts(clip, caption, positive)
@@ -151,7 +165,7 @@ class TrainMotionModule(io.ComfyNode):
         base = fingerprint(model, config.blocks)
         info = to_info(
             config, base=type(model.model).__name__, clips=[c.name for c in clips], every=every, learning_rate=learning_rate,
-            seed=seed, contrast=contrast, attention_loss=attention_loss,
+            seed=seed, contrast=contrast, attention_loss=attention_loss, start_from=start_from,
         )  # fmt: skip
         if state is not None:
             check_same_run(before, info, base, continue_from, SAME_RUN)
@@ -199,12 +213,36 @@ def _is_motion(path: str, changed: float) -> bool:
         return False
 
 
+def fitting_module(model, node: str, name: str, other_base: bool = False) -> tuple[MotionModule, dict]:
+    """A motion module of the host's folders, and its description.
+
+    Raises:
+        ValueError: if it is for an image model of another layout, or without ``other_base`` for no relative of this one.
+        weights.WeightsError: if the file holds no motion module.
+    """
+    module, base, info = load_motion(folder_paths.get_full_path_or_raise(MOTION, name))
+    config = module.config
+    own = motion_config(model, node, config.frames)
+    if (own.blocks, own.channels, own.context) != (config.blocks, config.channels, config.context):
+        raise ValueError(
+            f"{name} was trained on a {info.get('base', 'model')} with {describe(config)}; this is a "
+            f"{type(model.model).__name__} with {describe(own)}. Please load a model of the base that it was trained on."
+        )
+    if not other_base and distance(base, fingerprint(model, config.blocks)) > SAME_FAMILY:
+        raise ValueError(
+            f"{name} was trained on another {info.get('base', 'model')} than this one, and they are no "
+            "relatives. Please load a model of the base that it was trained on"
+            + (", or allow other_base." if node == LOADER else ".")
+        )
+    return module, info
+
+
 class LoadMotionModule(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
             node_id="LoadMotionModule",
-            display_name="Load Motion Module",
+            display_name=LOADER,
             category="video/loaders",
             description="Makes an image model move by a trained motion module. Other checkpoints and LoRAs of the same base "
             "move as well.",
@@ -242,20 +280,8 @@ class LoadMotionModule(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, motion_name, strength=1.0, other_base=False) -> io.NodeOutput:
-        module, base, info = load_motion(folder_paths.get_full_path_or_raise(MOTION, motion_name))
-        config = module.config
-        own = motion_config(model, "Load Motion Module", config.frames)
-        if (own.blocks, own.channels, own.context) != (config.blocks, config.channels, config.context):
-            raise ValueError(
-                f"{motion_name} was trained on a {info.get('base', 'model')} with {describe(config)}; this is a "
-                f"{type(model.model).__name__} with {describe(own)}. Please load a model of the base that it was trained on."
-            )
-        if not other_base and distance(base, fingerprint(model, config.blocks)) > SAME_FAMILY:
-            raise ValueError(
-                f"{motion_name} was trained on another {info.get('base', 'model')} than this one, and they are no "
-                "relatives. Please load a model of the base that it was trained on, or allow other_base."
-            )
-        placed = new_module(config, 0)
+        module, _ = fitting_module(model, LOADER, motion_name, other_base)
+        placed = new_module(module.config, 0)
         weights.load_into(placed, module.state_dict(), "motion")
         placed.requires_grad_(False)
         return io.NodeOutput(add_motion(model, placed, layers_patcher(placed), strength))

@@ -1,5 +1,8 @@
 """HARIVO's motion module in a real ComfyUI, on the shipped image model."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,6 +19,7 @@ from .test_layouts import model_and_clips
 from .test_tune import peak_memory
 
 MODEL = "shapes-image.safetensors"
+SHIPPED = Path(__file__).resolve().parents[2] / "models" / "shapes-harivo.safetensors"
 SCENES = {
     "a large red circle moves left over a black background": Thing("circle", "red", "large", "left"),
     "a large green square moves up over a black background": Thing("square", "green", "large", "up"),
@@ -141,6 +145,34 @@ def test_each_loss_and_each_part_counts(nodes, latents, folder, videos):
         assert not any(f"module.{part}." in key for key in files[name])
 
 
+def test_training_starts_from_a_module_that_ships_or_was_trained(nodes, latents, run, folder, videos):
+    """Almost nothing learned is almost the module itself; its sizes count, and its file stays as it is."""
+    before = SHIPPED.read_bytes()
+    nodes["7"] = node("LoadMotionModule", model=["1", 0], motion_name="shapes-harivo.safetensors")
+    nodes["9"] = train(steps=2, learning_rate=1e-7, start_from="shapes-harivo.safetensors", frame_tokens=7, mapping=8)
+    for number in ("1", "7", "9"):
+        sampled(nodes, number, f"1{number}")
+    made = latents(nodes)
+    base, module, on = (made[f"1{number}k"] for number in ("1", "7", "9"))
+    assert apart(module, base) > 0.1 and 0 < apart(on, module) < 0.01
+    started, _, _ = load_motion(SHIPPED)
+    learned, _, info = load_motion(folder / "m_00001.safetensors")
+    assert info["start_from"] == "shapes-harivo.safetensors" and info["steps"] == 2
+    assert learned.config == replace(started.config, frames=4)
+    assert SHIPPED.read_bytes() == before
+    run(shown({**nodes, "9": train(steps=1, name="on", start_from="m_00001.safetensors")}))
+    assert weights.read_info(folder / "on_00001.safetensors")["start_from"] == "m_00001.safetensors"
+
+
+def test_a_run_that_started_from_a_module_continues_exactly(nodes, run, folder, videos):
+    begun = dict(start_from="shapes-harivo.safetensors", contrast=0.5)
+    run(shown({**nodes, "9": train(steps=4, name="whole", **begun)}))
+    run(shown({**nodes, "9": train(steps=2, name="part", keep_state=True, **begun)}))
+    run(shown({**nodes, "9": train(steps=4, name="part", continue_from="part_00001.state.safetensors", **begun)}))
+    whole, part = (load_file(folder / f"{name}.safetensors") for name in ("whole_00001", "part_00002"))
+    assert all(torch.equal(whole[k], part[k]) for k in whole)
+
+
 def test_cancelling_keeps_what_was_reached(nodes, interrupted, run, folder, videos):
     stopped = interrupted(shown({**nodes, "9": train(steps=100000, preview_every=5)}), seconds=10)
     assert "execution_interrupted" in stopped
@@ -236,6 +268,9 @@ def test_a_module_of_another_base_is_refused(nodes, run, server, folder, videos)
 
     load("relative.safetensors")
     load("other.safetensors", other_base=True)
+    for name, message in (("other", "they are no relatives. Please load a model of the base"), ("small", "motion")):
+        with pytest.raises(RunError, match=message):
+            run(shown({**nodes, "9": train(start_from=f"{name}.safetensors")}))
     with pytest.raises(RunError, match="was trained on another ImageModel than this one, and they are no relatives"):
         load("other.safetensors")
     with pytest.raises(RunError, match="motion"):

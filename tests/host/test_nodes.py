@@ -116,6 +116,7 @@ def test_input_order_is_kept_for_saved_workflows(ours):
             "model", "vae", "folder", "caption", "length", "every", "steps", "learning_rate", "seed", "name", "clip",
             "positive", "frames", "width", "height", "contrast", "attention_loss", "frame_tokens", "mapping",
             "preview_every", "memory_saver", "continue_from", "keep_state", "max_frames", "convolution",
+            "start_from",
         ],
         "LoadMotionModule": ["model", "motion_name", "strength", "other_base"],
     }  # fmt: skip

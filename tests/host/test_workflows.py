@@ -189,6 +189,8 @@ def test_a_motion_module_learns_from_the_clip_before_it(server, tools, output):
     made = render_all(server, tools, output, "harivo_train", "Train Motion Module.steps=20")
     given, moved = (clip_of(made[name]) for name in ("my_motion_given", "my_motion"))
     assert given.shape == moved.shape == (8, 32, 32, 3) and observe(given).things[0].colour == "red"
+    # It started from the module that ships, and still knows how another thing moves.
+    assert all(agreement(moved, Scene((Thing("ring", "green", "large", "left"),), "dark blue")).values())
     server.get("/object_info/LoadMotionModule")
     (path,) = (server.base / "models" / "video_motion").glob("my_motion_*.safetensors")
     assert read_info(path)["steps"] == 20
