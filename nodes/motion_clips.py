@@ -1,18 +1,21 @@
 """The clips that a motion module is trained on: a folder of videos with captions, or frames of another node."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
 
-from ..vidcore.video.read import VideoError, read_frames
+from ..vidcore.video.read import VideoError, probe, read_blocks
 from .motion_run import Clip
-from .tune_run import check_clip, posterior
+from .tune_run import check_size, posterior
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".m4v")
+BLOCK = 32  # frames that are decoded and encoded at a time
 
 
 def list_videos(folder: str) -> list[Path]:
@@ -74,21 +77,61 @@ class Texts:
         return self.encoded[text]
 
 
-def read_clip(path: Path, every: int, most: int) -> torch.Tensor:
-    """Every so many-th frame of a video, at most ``most``, as IMAGE. Raises ValueError if it cannot be read."""
-    try:
-        frames = read_frames(path)[::every][:most]
-    except VideoError as error:
-        raise ValueError(f"{error} Please take it out of the folder, or convert it.") from error
-    return frames.float() / 255
+@dataclass(frozen=True)
+class Source:
+    """A video file, or the frames of another node: what of it is trained on, and its text.
+
+    Args:
+        name: of the file, for messages and the record.
+        given: the file, or IMAGE.
+        numbers: of the frames to use.
+        size: height and width, once they are cut to what is asked for.
+        text: what `Texts.find` found.
+    """
+
+    name: str
+    given: Path | torch.Tensor
+    numbers: range
+    size: tuple[int, int]
+    text: str | None
+
+    def blocks(self) -> Iterator[torch.Tensor]:
+        """Its frames as IMAGE, some at a time: a video of many large ones would not fit into memory."""
+        if torch.is_tensor(self.given):
+            pictures = self.given[self.numbers.start : self.numbers.stop : self.numbers.step, ..., :3]
+            yield from (fit(block, self.size) for block in pictures.split(BLOCK))
+        else:
+            yield from (fit(block.float() / 255, self.size) for block in read_blocks(self.given, self.numbers, BLOCK))
 
 
-def fit(frames: torch.Tensor, width: int, height: int) -> torch.Tensor:
-    """Frames at the size asked for, the middle cut out; 0 keeps theirs."""
-    if not width and not height:
+def measure(name: str, given, text, every: int, most: int, width: int, height: int) -> Source:
+    """A video that is looked at as a whole, or frames. Raises ValueError if it cannot be read."""
+    if torch.is_tensor(given):
+        count, own = len(given), tuple(given.shape[1:3])
+    else:
+        try:
+            info = probe(given)
+        except VideoError as error:
+            raise ValueError(f"{error} Please take it out of the folder, or convert it.") from error
+        count, own = info.frames, (info.height, info.width)
+    return Source(name, given, range(0, count, every)[:most], (height or own[0], width or own[1]), text)
+
+
+def fit(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Frames at that height and width, the middle cut out."""
+    if tuple(frames.shape[1:3]) == size:
         return frames
-    width, height = width or frames.shape[2], height or frames.shape[1]
-    return comfy.utils.common_upscale(frames.movedim(-1, 1), width, height, "area", "center").movedim(1, -1)
+    return comfy.utils.common_upscale(frames.movedim(-1, 1), size[1], size[0], "area", "center").movedim(1, -1)
+
+
+def encode(source: Source, texts: Texts, vae, bar: comfy.utils.ProgressBar) -> Clip:
+    """A source as latents with its text."""
+    parts = []
+    for block in source.blocks():
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        parts.append(posterior(vae, block))
+        bar.update(len(block))
+    return Clip(source.name, *(torch.cat(tensors) for tensors in zip(*parts)), texts.encode(source.text))
 
 
 def collect(texts: Texts, vae, folder, frames, length, every, width, height, most) -> list[Clip]:
@@ -97,24 +140,27 @@ def collect(texts: Texts, vae, folder, frames, length, every, width, height, mos
     Raises:
         ValueError: if there are none, one is too short or cannot be read, or their sizes differ.
     """
-    sources = [(path.name, path, texts.find(path)) for path in (list_videos(folder) if folder.strip() else [])]
+    given = [(path.name, path, texts.find(path)) for path in (list_videos(folder) if folder.strip() else [])]
     if frames is not None:
-        sources.append(("the frames", frames, texts.find(None)))
-    if not sources:
+        if not torch.isfinite(frames).all():
+            raise ValueError("the frames hold NaN or infinite numbers; please check the node that made them")
+        given.append(("the frames", frames, texts.find(None)))
+    if not given:
         raise ValueError("there is nothing to train on; please name a folder of videos, or connect frames")
-    found, sizes = [], {}
-    for name, source, text in sources:
-        pictures = source[::every][:most] if torch.is_tensor(source) else read_clip(source, every, most)
-        if len(pictures) < length:
+    sources, sizes = [], {}
+    for item in given:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        source = measure(*item, every, most, width, height)
+        if len(source.numbers) < length:
             raise ValueError(
-                f"{name} has {len(pictures)} frames (every {every}), and a step takes {length}. Please give longer clips, a "
-                "smaller `length`, or a smaller `every`."
+                f"{source.name} has {len(source.numbers)} frames (every {every}), and a step takes {length}. Please give "
+                "longer clips, a smaller `length`, or a smaller `every`."
             )
-        pictures = fit(pictures[..., :3], width, height)
-        check_clip(pictures, vae, "Training a motion module")
-        sizes.setdefault(tuple(pictures.shape[1:3]), name)
-        found.append((name, pictures, text))
+        check_size(len(source.numbers), *source.size, vae, "Training a motion module")
+        sizes.setdefault(source.size, source.name)
+        sources.append(source)
     if len(sizes) > 1:
         kinds = ", ".join(f"{name} {size[1]}x{size[0]}" for size, name in sizes.items())
         raise ValueError(f"the clips have different sizes ({kinds}). Please give width and height, and all are cut to that.")
-    return [Clip(name, *posterior(vae, pictures), texts.encode(text)) for name, pictures, text in found]
+    bar = comfy.utils.ProgressBar(sum(len(source.numbers) for source in sources))
+    return [encode(source, texts, vae, bar) for source in sources]

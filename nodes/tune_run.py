@@ -27,17 +27,21 @@ PREVIEW_STEPS = 12
 
 def check_clip(frames: torch.Tensor, vae, node: str = "Tune-A-Video") -> None:
     """Raises ValueError for what cannot be tuned on: a single frame, sizes that the VAE would cut, numbers that are none."""
-    if len(frames) < 2:
+    check_size(len(frames), *frames.shape[1:3], vae, node)
+    if not torch.isfinite(frames).all():
+        raise ValueError("the frames hold NaN or infinite numbers; please check the node that made them")
+
+
+def check_size(count: int, height: int, width: int, vae, node: str) -> None:
+    """`check_clip` of so many frames that are not there yet."""
+    if count < 2:
         raise ValueError(f"{node} needs a clip of 2 frames or more, and got one. For one picture, train a LoRA.")
-    height, width = frames.shape[1:3]
     stride = vae.spacial_compression_encode()
     if height % stride or width % stride:
         raise ValueError(
             f"the frames are {width}x{height}, and this VAE takes multiples of {stride}. Please resize or crop them, to "
             f"{width // stride * stride}x{height // stride * stride} for example."
         )
-    if not torch.isfinite(frames).all():
-        raise ValueError("the frames hold NaN or infinite numbers; please check the node that made them")
 
 
 def posterior(vae, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

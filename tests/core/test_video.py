@@ -1,3 +1,4 @@
+import tracemalloc
 from fractions import Fraction
 
 import av
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidcore.video import VideoError, probe, read_frames, write_picture, write_video
+from vidcore.video import VideoError, probe, read_blocks, read_frames, write_picture, write_video
 
 
 def numbered(count, height=48, width=64):
@@ -49,6 +50,23 @@ def test_files_with_b_frames_and_a_late_start_are_read_in_order(tmp_path):
     assert [number(f) for f in read_frames(path)] == list(range(30))
 
 
+@pytest.mark.parametrize("numbers", [None, range(50), range(0, 50, 3), range(0, 10)])
+def test_blocks_are_the_frames_in_order(tmp_path, numbers):
+    write_video(tmp_path / "n.mp4", numbered(50), 8)
+    blocks = list(read_blocks(tmp_path / "n.mp4", numbers, 8))
+    assert all(len(block) == 8 for block in blocks[:-1]) and 0 < len(blocks[-1]) <= 8
+    assert torch.equal(torch.cat(blocks), read_frames(tmp_path / "n.mp4", numbers))
+
+
+def test_blocks_take_the_memory_of_a_block(tmp_path):
+    write_video(tmp_path / "n.mp4", torch.zeros(200, 128, 128, 3, dtype=torch.uint8), 8)
+    tracemalloc.start()
+    count = sum(len(block) for block in read_blocks(tmp_path / "n.mp4", size=8))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 200 and peak < 200 * 128 * 128 * 3 / 4
+
+
 def test_bad_files_and_numbers_are_refused(tmp_path):
     with pytest.raises(VideoError, match="no such file"):
         probe(tmp_path / "none.mp4")
@@ -58,6 +76,8 @@ def test_bad_files_and_numbers_are_refused(tmp_path):
     write_video(tmp_path / "n.mp4", numbered(6), 8)
     with pytest.raises(VideoError, match="has 6 frames; frame 6 was asked for"):
         read_frames(tmp_path / "n.mp4", [6])
+    with pytest.raises(VideoError, match="has 6 frames; frame 8 was asked for"):
+        list(read_blocks(tmp_path / "n.mp4", range(0, 9, 2)))
     with pytest.raises(VideoError, match="0 or more"):
         read_frames(tmp_path / "n.mp4", [-1])
     whole = (tmp_path / "n.mp4").read_bytes()

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..video import VideoError, probe, read_frames
+from ..video import VideoError, probe, read_blocks
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".m4v")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -195,7 +195,7 @@ def _keep(path: Path, cache: Path, sizes: tuple[tuple[int, int], ...], listed: d
     text = beside.read_text(encoding="utf-8").strip() if beside.is_file() else listed.get(path.name, listed.get(path.stem))
     if not text:
         raise VideoError(f"{path.name} has no caption, neither in {beside.name} nor in a list.")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:24]
+    digest = _digest(path)
     shape, info = _shape(cache, digest), None
     if shape is None:
         info = probe(path)
@@ -207,13 +207,22 @@ def _keep(path: Path, cache: Path, sizes: tuple[tuple[int, int], ...], listed: d
         rate = 0.0 if path.suffix.lower() in PICTURES else float(info.rate)
         if rate > FASTEST or (rate <= 0 and path.suffix.lower() in VIDEOS):
             raise VideoError(f"{path.name} states {rate:.0f} frames per second.")
-        frames = read_frames(path) if rate else read_frames(path, [0])
+        blocks = read_blocks(path, None if rate else range(1))
         part = kept.with_suffix(f".{os.getpid()}.part")  # other processes may decode the same file
-        save_file({"frames": cut(frames, size)}, part, {"rate": repr(rate), "shape": json.dumps(shape)})
+        frames = torch.cat([cut(block, size) for block in blocks])
+        save_file({"frames": frames}, part, {"rate": repr(rate), "shape": json.dumps(shape)})
         os.replace(part, kept)
     with safe_open(kept, framework="pt") as file:
         frames, rate = file.get_slice("frames").get_shape()[0], float(file.metadata()["rate"])
     return Item(path.name, text, frames, rate, kept, size)
+
+
+def _digest(path: Path) -> str:
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()[:24]
 
 
 def _shape(cache: Path, digest: str) -> tuple[int, int] | None:

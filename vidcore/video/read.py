@@ -1,7 +1,7 @@
 """Decode chosen frames of a video file."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -86,10 +86,46 @@ def read_frames(path: str | os.PathLike, indices: Iterable[int] | None = None) -
     index = -1
     for index, frame in _decode(path):
         if needed is None or index in needed:
-            # The file says by how many degrees, counterclockwise, a player turns what is stored.
-            kept[index] = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+            kept[index] = _upright(frame)
         if index == last:
             break
+    _check_reached(path, index, last)
+    return torch.from_numpy(np.stack([kept[i] for i in (wanted if wanted is not None else range(index + 1))]))
+
+
+def read_blocks(path: str | os.PathLike, numbers: range | None = None, size: int = 32) -> Iterator[Tensor]:
+    """The frames of `read_frames`, at most ``size`` at a time: of a long video the whole does not fit into memory.
+
+    Args:
+        path: a video file.
+        numbers: a rising range of frame numbers from 0; None for all.
+        size: frames of a block.
+
+    Yields:
+        uint8 T H W 3, as `read_frames` returns them.
+
+    Raises:
+        VideoError: where the file cannot be read, or at its end, if it lacks a frame of ``numbers``.
+    """
+    last, kept, index = None if numbers is None else max(numbers), [], -1
+    for index, frame in _decode(path):
+        if numbers is None or index in numbers:
+            kept.append(_upright(frame))
+        if len(kept) == size:
+            yield torch.from_numpy(np.stack(kept))
+            kept = []
+        if index == last:
+            break
+    _check_reached(path, index, last)
+    if kept:
+        yield torch.from_numpy(np.stack(kept))
+
+
+def _upright(frame) -> np.ndarray:
+    """H W 3, turned as a player turns it: the file says by how many degrees, counterclockwise."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+
+
+def _check_reached(path: str | os.PathLike, index: int, last: int | None) -> None:
     if index < 0 or (last is not None and last > index):
         raise VideoError(f"{Path(path).name} has {index + 1} frames; frame {last or 0} was asked for.")
-    return torch.from_numpy(np.stack([kept[i] for i in (wanted if wanted is not None else range(index + 1))]))
