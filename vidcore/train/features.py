@@ -82,10 +82,9 @@ def with_latents(folder: "Folder", checkpoint: Path, cache: Path, device: torch.
         autoencoder = load_autoencoder(checkpoint).to(device)
         for number, item in enumerate(missing[rank::count]):
             with torch.inference_mode():
-                parts = [
-                    autoencoder.encode(frames.to(device).movedim(-1, 1).float() / 127.5 - 1)
-                    for frames in item.read(range(item.frames)).split(FRAMES)
-                ]
+                numbers = (range(item.frames)[first : first + FRAMES] for first in range(0, item.frames, FRAMES))
+                blocks = (item.read(block).to(device).movedim(-1, 1) for block in numbers)
+                parts = [autoencoder.encode(block.float() / 127.5 - 1) for block in blocks]
             mean, deviation = (torch.cat([p[i] for p in parts]).half().cpu().contiguous() for i in (0, 1))
             _write(item.latents, {"mean": mean, "deviation": deviation})
             if number % 50 == 0 or number + 1 == len(missing[rank::count]):
