@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument("--seed", type=int, default=77)
     parser.add_argument("--steps", type=int, default=20, help="DDIM steps of the content frame, and of the motion")
-    parser.add_argument("--content-guidance", type=float, default=3.0)
+    parser.add_argument("--content-guidance", type=float, default=1.5)
     parser.add_argument("--motion-guidance", type=float, default=2.0)
     parser.add_argument("--keep", type=Path, help="file (.npz) for all clips, to look at")
     protocol = parser.parse_args()
