@@ -105,12 +105,12 @@ class Source:
 
 
 def measure(name: str, given, text, every: int, most: int, width: int, height: int) -> Source:
-    """A video that is looked at as a whole, or frames. Raises ValueError if it cannot be read."""
+    """A video, decoded once as far as it is used, or frames. Raises ValueError if it cannot be read."""
     if torch.is_tensor(given):
         count, own = len(given), tuple(given.shape[1:3])
     else:
         try:
-            info = probe(given)
+            info = probe(given, every * (most - 1) + 1)
         except VideoError as error:
             raise ValueError(f"{error} Please take it out of the folder, or convert it.") from error
         count, own = info.frames, (info.height, info.width)

@@ -1,4 +1,5 @@
 import tracemalloc
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -30,6 +31,7 @@ def test_round_trip_by_frame_index(tmp_path, rate):
     assert (info.frames, info.height, info.width) == (50, 48, 64) and float(info.rate) == pytest.approx(
         float(rate), rel=1e-3
     )
+    assert probe(path, 20) == replace(info, frames=20) and probe(path, 51) == info
     assert [number(f) for f in read_frames(path)] == list(range(50))
     wanted = [49, 0, 7, 7, 31]
     assert [number(f) for f in read_frames(path, wanted)] == wanted
@@ -78,6 +80,8 @@ def test_bad_files_and_numbers_are_refused(tmp_path):
         read_frames(tmp_path / "n.mp4", [6])
     with pytest.raises(VideoError, match="has 6 frames; frame 8 was asked for"):
         list(read_blocks(tmp_path / "n.mp4", range(0, 9, 2)))
+    with pytest.raises(VideoError, match="at least one"):
+        list(read_blocks(tmp_path / "n.mp4", range(0)))
     with pytest.raises(VideoError, match="0 or more"):
         read_frames(tmp_path / "n.mp4", [-1])
     whole = (tmp_path / "n.mp4").read_bytes()

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import weights
 from ..data.shapes import BACKGROUNDS, Scene, caption, random_scene
 from ..systems.snap.checkpoint import load_snap
 from .make import Sampling, batches, load
@@ -93,13 +92,13 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     path, second_path, image = (arguments.pop(name) for name in ("model", "second_stage", "image"))
     protocol = Protocol(**arguments)
+    asked = scenes(protocol)
     try:
         net, encoder = load(path, image)
-    except weights.WeightsError as error:
+        second = load_snap(second_path) if second_path else None
+        made = clips(net, encoder, asked, protocol, second, lambda done: print(f"{done}/{protocol.prompts}", flush=True))
+    except ValueError as error:  # a file or a caption that does not serve, sizes that do not fit
         raise SystemExit(f"error: {error}") from None
-    second = load_snap(second_path) if second_path else None
-    asked = scenes(protocol)
-    made = clips(net, encoder, asked, protocol, second, lambda done: print(f"{done}/{protocol.prompts}", flush=True))
     found = {"agreement": score(made, asked)}
     if made.shape[1] > 1 and not protocol.two:
         found["steadiness"] = steadiness(made, asked)

@@ -45,15 +45,20 @@ def _decode(path: str | os.PathLike):
         raise VideoError(f"{name} cannot be decoded ({error}); it may be cut short or not a video.") from None
 
 
-def probe(path: str | os.PathLike) -> VideoInfo:
+def probe(path: str | os.PathLike, limit: int | None = None) -> VideoInfo:
     """Count and measure the frames of a file by decoding it: containers often state a wrong count.
+
+    Args:
+        path: a video file.
+        limit: look and count no further than so many frames.
 
     Raises:
         VideoError: if there is no such file, no video in it, or it breaks off.
     """
     count, frame = 0, None
     for count, frame in ((i + 1, f) for i, f in _decode(path)):
-        pass
+        if count == limit:
+            break
     if frame is None:
         raise VideoError(f"{Path(path).name} has no frames.")
     with av.open(os.fspath(path)) as container:
@@ -105,9 +110,11 @@ def read_blocks(path: str | os.PathLike, numbers: range | None = None, size: int
         uint8 T H W 3, as `read_frames` returns them.
 
     Raises:
-        VideoError: where the file cannot be read, or at its end, if it lacks a frame of ``numbers``.
+        VideoError: where the file cannot be read, at its end if it lacks a frame of ``numbers``, or if these are none.
     """
-    last, kept, index = None if numbers is None else max(numbers), [], -1
+    if numbers is not None and not numbers:
+        raise VideoError(f"frame numbers must be at least one, got {numbers}")
+    last, kept, index = None if numbers is None else numbers[-1], [], -1
     for index, frame in _decode(path):
         if numbers is None or index in numbers:
             kept.append(_upright(frame))
