@@ -19,18 +19,28 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    """One running server for the whole session, with a base folder of its own."""
-    tree = os.environ.get("VIDCORE_HOST_TREE")
-    if not tree:
-        pytest.skip("needs ComfyUI: run `python3 start.py test`")
-    base = tmp_path_factory.mktemp("base")
-    (base / "elsewhere").mkdir()
-    paths = base / "extra_model_paths.yaml"
-    paths.write_text(f"mine:\n  base_path: {base}\n  video_diffusion: elsewhere\n", encoding="utf-8")
-    shutil.copytree(ROOT / "tests" / "host" / "helpers", base / "custom_nodes" / "vidcore_test_helpers")
-    host = Host(Path(tree), Path(sys.executable), own=True)
-    with Server(host, base, cpu=True, extra=("--extra-model-paths-config", paths)) as running:
+def serve(tmp_path_factory):
+    """Makes a server with a base folder of its own and the options given, to be started."""
+
+    def serve(*options) -> Server:
+        tree = os.environ.get("VIDCORE_HOST_TREE")
+        if not tree:
+            pytest.skip("needs ComfyUI: run `python3 start.py test`")
+        base = tmp_path_factory.mktemp("base")
+        (base / "elsewhere").mkdir()
+        paths = base / "extra_model_paths.yaml"
+        paths.write_text(f"mine:\n  base_path: {base}\n  video_diffusion: elsewhere\n", encoding="utf-8")
+        shutil.copytree(ROOT / "tests" / "host" / "helpers", base / "custom_nodes" / "vidcore_test_helpers")
+        host = Host(Path(tree), Path(sys.executable), own=True)
+        return Server(host, base, cpu=True, extra=("--extra-model-paths-config", paths, *options))
+
+    return serve
+
+
+@pytest.fixture(scope="session")
+def server(serve):
+    """One running server for the whole session."""
+    with serve() as running:
         yield running
 
 

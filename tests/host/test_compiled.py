@@ -1,5 +1,6 @@
 """Models that the host's own TorchCompileModel has compiled, under nodes that take gradients."""
 
+import pytest
 import torch
 
 from vidcore.systems.tune_a_video import load_tuned
@@ -7,6 +8,13 @@ from vidcore.systems.tune_a_video import load_tuned
 from .prompts import keep_latent, node, sample
 from .test_guide import guide
 from .test_tune import apart, folder, nodes, tune  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def server(serve):
+    """With the attention that the host takes on GPUs; its other one on CPUs breaks graphs, and compiles for minutes."""
+    with serve("--use-pytorch-cross-attention") as running:
+        yield running
 
 
 def compiled(model, parts="diffusion_model"):
