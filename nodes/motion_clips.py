@@ -12,7 +12,7 @@ import torch
 
 from ..vidcore.video.read import VideoError, probe, read_blocks
 from .motion_run import Clip
-from .tune_run import check_size, posterior
+from .tune_run import check_finite, check_size, posterior
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".m4v")
 BLOCK = 32  # frames that are decoded and encoded at a time
@@ -142,8 +142,7 @@ def collect(texts: Texts, vae, folder, frames, length, every, width, height, mos
     """
     given = [(path.name, path, texts.find(path)) for path in (list_videos(folder) if folder.strip() else [])]
     if frames is not None:
-        if not torch.isfinite(frames).all():
-            raise ValueError("the frames hold NaN or infinite numbers; please check the node that made them")
+        check_finite(frames)
         given.append(("the frames", frames, texts.find(None)))
     if not given:
         raise ValueError("there is nothing to train on; please name a folder of videos, or connect frames")

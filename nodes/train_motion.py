@@ -24,7 +24,6 @@ from .tune_run import keeping
 
 NEW = "a new run"
 FRESH = "fresh layers"
-LOADER = "Load Motion Module"
 STATE = ".state.safetensors"
 # What a run that goes on must share with the one before, and how a message names it.
 SAME_RUN = (("model", "model or sizes"), ("base", "model"), ("clips", "list of clips"))
@@ -144,7 +143,7 @@ class TrainMotionModule(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         parts, started = dict(frame_tokens=frame_tokens, mapping=mapping, convolution=convolution), None
         if start_from != FRESH:
-            started, _ = fitting_module(model, "Train Motion Module", start_from)
+            started = fitting_module(model, "Train Motion Module", start_from)
             parts = {part: getattr(started.config, part) for part in parts}
         config = motion_config(model, "Train Motion Module", length, **parts)
         state = None
@@ -213,8 +212,14 @@ def _is_motion(path: str, changed: float) -> bool:
         return False
 
 
-def fitting_module(model, node: str, name: str, other_base: bool = False) -> tuple[MotionModule, dict]:
-    """A motion module of the host's folders, and its description.
+def fitting_module(model, node: str, name: str, other_base: bool | None = None) -> MotionModule:
+    """A motion module of the host's folders, for this MODEL.
+
+    Args:
+        model: an image MODEL.
+        node: that asks, for messages.
+        name: of the file.
+        other_base: whether it may be for no relative of this one; None if the node has no such choice.
 
     Raises:
         ValueError: if it is for an image model of another layout, or without ``other_base`` for no relative of this one.
@@ -232,9 +237,9 @@ def fitting_module(model, node: str, name: str, other_base: bool = False) -> tup
         raise ValueError(
             f"{name} was trained on another {info.get('base', 'model')} than this one, and they are no "
             "relatives. Please load a model of the base that it was trained on"
-            + (", or allow other_base." if node == LOADER else ".")
+            + ("." if other_base is None else ", or allow other_base.")
         )
-    return module, info
+    return module
 
 
 class LoadMotionModule(io.ComfyNode):
@@ -242,7 +247,7 @@ class LoadMotionModule(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="LoadMotionModule",
-            display_name=LOADER,
+            display_name="Load Motion Module",
             category="video/loaders",
             description="Makes an image model move by a trained motion module. Other checkpoints and LoRAs of the same base "
             "move as well.",
@@ -280,7 +285,7 @@ class LoadMotionModule(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, motion_name, strength=1.0, other_base=False) -> io.NodeOutput:
-        module, _ = fitting_module(model, LOADER, motion_name, other_base)
+        module = fitting_module(model, "Load Motion Module", motion_name, other_base)
         placed = new_module(module.config, 0)
         weights.load_into(placed, module.state_dict(), "motion")
         placed.requires_grad_(False)

@@ -28,6 +28,11 @@ PREVIEW_STEPS = 12
 def check_clip(frames: torch.Tensor, vae, node: str = "Tune-A-Video") -> None:
     """Raises ValueError for what cannot be tuned on: a single frame, sizes that the VAE would cut, numbers that are none."""
     check_size(len(frames), *frames.shape[1:3], vae, node)
+    check_finite(frames)
+
+
+def check_finite(frames: torch.Tensor) -> None:
+    """Raises ValueError for frames with numbers that are none."""
     if not torch.isfinite(frames).all():
         raise ValueError("the frames hold NaN or infinite numbers; please check the node that made them")
 

@@ -85,7 +85,10 @@ def test_cmd_makes_clips_with_the_model_of_content_frames(tmp_path):
     asked = scenes(protocol)
     one, two = (clips(net, text, asked, protocol) for _ in range(2))
     assert one.shape == (3, 4, 8, 8, 3) and np.array_equal(one, two)
-    # Each guidance acts on its own part; the motion sees the content frame of its own clip.
+    # A clip has the content frame, and the motion, of its own prompt.
+    another = clips(net, text, [asked[0], asked[2], asked[2]], protocol)
+    assert np.array_equal(another[0], one[0]) and np.abs(another[1] - one[1]).max() > 1e-4
+    # Each guidance acts on its own part.
     for change in ({"motion_guidance_scale": 5.0}, {"guidance_scale": 1.0}):
         assert np.abs(clips(net, text, asked, replace(protocol, **change)) - one).max() > 1e-4
     with torch.no_grad():

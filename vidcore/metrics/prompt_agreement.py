@@ -102,7 +102,8 @@ def main() -> None:
     found = {"agreement": score(made, asked)}
     if made.shape[1] > 1 and not protocol.two:
         found["steadiness"] = steadiness(made, asked)
-    print_record(path, protocol, second_stage=second_path.name if second_path else None, **found)
+    others = {"second_stage": second_path, "image": image}
+    print_record(path, protocol, **{name: other.name if other else None for name, other in others.items()}, **found)
 
 
 if __name__ == "__main__":
