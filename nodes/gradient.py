@@ -16,7 +16,9 @@ import comfy.model_management
 import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils._pytree import tree_map_only
-from torch.utils.checkpoint import checkpoint
+
+from .checkpoint import OVERWRITTEN, keep_copies
+from .kernels import give_kernels_gradients
 
 Result = TypeVar("Result")
 
@@ -152,6 +154,7 @@ def unlock(module: torch.nn.Module) -> None:
 @contextlib.contextmanager
 def gradients(modules):
     """Inside, operations on ``modules`` record gradients with respect to inputs that ask for them."""
+    give_kernels_gradients()
     with torch.inference_mode(False), torch.enable_grad():
         for module in modules:
             unlock(module)
@@ -169,8 +172,9 @@ def gradients(modules):
 class Overwritten:
     """Lets the host write over values that the way back needs, as it adds a ControlNet's residuals.
 
-    PyTorch can keep such values before they change, which makes every operation several times slower. So that begins with
-    the first way back that misses one, and what was being done is done again.
+    PyTorch can keep such values before they change, which makes every operation several times slower, and `checkpointed`
+    copies of what blocks are given. So that begins with the first way back that misses one, and what was being done is
+    done again.
 
     Args:
         module: what has buffers that the work changes; they are put back first.
@@ -186,59 +190,15 @@ class Overwritten:
             try:
                 return work()
             except RuntimeError as error:
-                if "modified by an inplace operation" not in str(error):
+                if OVERWRITTEN not in str(error):
                     raise
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)
             self.found = True
-        with torch.autograd.graph.allow_mutation_on_saved_tensors():
-            return work()
-
-
-def blocks(module: torch.nn.Module) -> list[torch.nn.Module]:
-    """The outermost repeated parts of a network: what its lists and sequences hold, not the lists themselves."""
-    found = []
-
-    def walk(parent: torch.nn.Module, repeated: bool):
-        lists = isinstance(parent, (torch.nn.ModuleList, torch.nn.Sequential))
-        if repeated and not lists:
-            found.append(parent)
-            return
-        for child in parent.children():
-            walk(child, repeated or lists)
-
-    walk(module, False)
-    return found
-
-
-@contextlib.contextmanager
-def checkpointed(module: torch.nn.Module):
-    """Inside, each of the network's `blocks` keeps only its inputs and is run again on the way back."""
-    changed = []
-    for block in blocks(module):
-        original, own = block.forward, block.__dict__.get("forward")
-
-        def forward(*args, _original=original, **kwargs):
-            # The host tells blocks where they are through a dictionary that it rewrites as it goes: keep today's page.
-            args, kwargs = (tree_map_dicts(x) for x in (args, kwargs))
-            return checkpoint(_original, *args, use_reentrant=False, **kwargs)
-
-        block.forward = forward
-        changed.append((block, own))
-    try:
-        yield
-    finally:
-        for block, own in changed:
-            del block.forward
-            if own is not None:  # somebody else had replaced it
-                block.forward = own
-
-
-def tree_map_dicts(value):
-    """Dictionaries (in tuples, lists and dictionaries) copied, everything else as it is."""
-    if isinstance(value, dict):
-        return {key: tree_map_dicts(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(tree_map_dicts(item) for item in value)
-    return value
+        token = keep_copies.set(True)
+        try:
+            with torch.autograd.graph.allow_mutation_on_saved_tensors():
+                return work()
+        finally:
+            keep_copies.reset(token)

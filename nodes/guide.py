@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..vidcore.guide.measure import Decoded, Known, LowResolution, Measurement, TemporalAverage, known_frames
 from ..vidcore.guide.reconstruction import reconstruct
+from .checkpoint import checkpointed
 from .convert import (
     clip_to_latent,
     encode_frames,
@@ -21,7 +22,7 @@ from .convert import (
     latent_to_clip,
     parse_frames,
 )  # fmt: skip
-from .gradient import Overwritten, checkpointed, gradients, plain
+from .gradient import Overwritten, gradients, plain
 from .host_cmd import MotionModel
 from .samplers import host_level
 

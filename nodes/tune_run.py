@@ -18,7 +18,8 @@ from ..vidcore.sample import ddim_step
 from ..vidcore.sample import sample as walk
 from ..vidcore.systems.harivo.wire import Watched
 from ..vidcore.systems.tune_a_video import Tuning
-from .gradient import Overwritten, checkpointed, gradients
+from .checkpoint import checkpointed
+from .gradient import Overwritten, gradients
 from .guide import out_of_memory
 from .samplers import PAPER_SCHEDULE, make_sigmas, walker
 

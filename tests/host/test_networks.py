@@ -1,0 +1,34 @@
+"""The way back through networks of the host, of every family that makes videos and some that make pictures."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NETWORKS = (
+    "wan", "hunyuan_video", "ltxv", "ltx2", "minimax_h3", "cosmos_predict2", "mochi", "cogvideo", "kandinsky5", "qwen_image",
+    "flux", "unet",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured():
+    if not (tree := os.environ.get("VIDCORE_HOST_TREE")):
+        pytest.skip("needs ComfyUI: run `python3 start.py test`")
+    command = [sys.executable, Path(__file__).with_name("networks.py"), tree]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    found = [json.loads(line) for line in answer.stdout.splitlines() if line.startswith("{")]
+    return {line["network"]: line for line in found}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_gradients_are_right_and_the_memory_saver_changes_none(measured, network):
+    found = measured[network]
+    # A random direction's part of the gradient is 1 in this measure.
+    assert found["difference"] < 1e-3
+    # Blocks of LTX, Flux and their like write over what they are given, which they are given again on the way back.
+    assert found["saver"] == 0
