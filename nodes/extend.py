@@ -19,6 +19,7 @@ from .convert import (
     whole_latents,
 )  # fmt: skip
 from .guide import Decoder, Guide, guided, is_motion, still
+from .parts import needs_sound
 from .samplers import PAPER_SCHEDULE, SAMPLERS, SCHEDULES, make_sampler, make_sigmas
 
 
@@ -116,6 +117,11 @@ def check_frames(model, vae, image: torch.Tensor, least: int) -> None:
     if is_motion(model.model):
         raise ValueError(
             "this model makes motion latents, not frames; please give what is known of a motion to Reconstruction Guide."
+        )
+    if needs_sound(model):
+        raise ValueError(
+            "this model makes video and sound at once, and this node frames alone. Please sample a latent with sound, with "
+            "Reconstruction Guide for what is known of the video."
         )
     channels = model.get_model_object("latent_format").latent_channels
     if vae.latent_channels != channels:

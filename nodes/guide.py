@@ -9,7 +9,7 @@ import comfy.patcher_extension
 import torch
 from comfy_api.latest import io
 
-from ..vidcore.guide.measure import Decoded, Known, LowResolution, Measurement, TemporalAverage, known_frames
+from ..vidcore.guide.measure import Decoded, Known, LowResolution, Measurement, Packed, TemporalAverage, known_frames
 from ..vidcore.guide.reconstruction import reconstruct
 from .checkpoint import checkpointed
 from .convert import (
@@ -24,6 +24,7 @@ from .convert import (
 )  # fmt: skip
 from .gradient import Overwritten, gradients, plain
 from .host_cmd import MotionModel
+from .parts import packed, parts_of, video_of
 from .samplers import host_level
 
 KEY = "vidcore_reconstruction"
@@ -62,6 +63,7 @@ class Guides:
 
     guides: list[Guide]
     measurements: list[Measurement] = field(default_factory=list)
+    shapes: list[torch.Size] | None = None
     overwritten: Overwritten = field(default_factory=Overwritten)
 
     def on_model_patcher_clone(self) -> "Guides":
@@ -70,9 +72,13 @@ class Guides:
     def sample(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         """OUTER_SAMPLE: everything that can be wrong about the known parts is found before the first step."""
         patcher = executor.class_obj.model_patcher
-        refuse_several_parts(kwargs.get("latent_shapes"))
-        shape = latent_to_clip(noise, is_motion(patcher.model)).shape
+        self.shapes = kwargs.get("latent_shapes")
+        if packed(self.shapes):
+            refuse_parts_but_video(self.shapes)
+        shape = latent_to_clip(video_of(noise, self.shapes), is_motion(patcher.model)).shape
         self.measurements = [guide.build(patcher.model, shape) for guide in self.guides]
+        if packed(self.shapes):
+            self.measurements = [Packed(measurement, shape) for measurement in self.measurements]
         self.overwritten = Overwritten()
         try:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -97,12 +103,14 @@ class Guides:
         level, scale = host_level(model.model_sampling, sigma)
         motion = is_motion(model)
 
+        def to_clip(state: torch.Tensor) -> torch.Tensor:
+            return state if packed(self.shapes) else latent_to_clip(state, motion)
+
         def denoise(clip: torch.Tensor) -> torch.Tensor:
-            x0 = executor(clip_to_latent(clip, x.ndim, motion), moment, model_options, seed)
-            return latent_to_clip(x0.float(), motion)
+            return to_clip(executor(clip_to_latent(clip, x.ndim, motion), moment, model_options, seed).float())
 
         def steer(z: torch.Tensor, alpha: float) -> torch.Tensor:
-            x0 = reconstruct(denoise, latent_to_clip(z, motion), alpha, self.measurements, weights)
+            x0 = reconstruct(denoise, to_clip(z), alpha, self.measurements, weights)
             return clip_to_latent(x0, x.ndim, motion)
 
         if not any(weights):
@@ -132,12 +140,12 @@ def out_of_memory(error: Exception) -> bool:
     )
 
 
-def refuse_several_parts(latent_shapes) -> None:
-    """Raises ValueError for latents that pack more than one tensor."""
-    if latent_shapes is not None and len(latent_shapes) > 1:
+def refuse_parts_but_video(shapes: list[torch.Size]) -> None:
+    """Raises ValueError for packed latents that do not begin with a video."""
+    if len(shapes[0]) != 5:
         raise ValueError(
-            "reconstruction guidance does not know latents of several parts (video with sound). "
-            "Please use a model whose latent is one video, or take Reconstruction Guide out."
+            "guidance knows latents of several parts where the first is a video, as of video with sound; this one has "
+            f"{' and '.join(' x '.join(map(str, shape)) for shape in shapes)}. Please take the guide out."
         )
 
 
@@ -253,7 +261,10 @@ class ReconstructionGuide(io.ComfyNode):
                     tooltip="How strongly the rest follows what is known (w_r, on the sum of squared errors). "
                     "0 only puts the known values in place.",
                 ),
-                io.Latent.Input("latent", optional=True, tooltip="What is known, as a latent of this model."),
+                io.Latent.Input(
+                    "latent", optional=True,
+                    tooltip="What is known, as a latent of this model. Of a latent with sound, its video.",
+                ),
                 io.Image.Input("image", optional=True, tooltip="What is known, as frames; needs the model's vae."),
                 io.Vae.Input("vae", optional=True, tooltip="The model's VAE, to encode the image."),
                 io.Mask.Input("mask", optional=True, tooltip="For the kind mask: white is made anew, black is known."),
@@ -304,7 +315,7 @@ class ReconstructionGuide(io.ComfyNode):
         places = parse_frames(frames)
         patcher = still(vae.patcher) if in_pixels else None
         if latent is not None:
-            given = latent_to_clip(latent["samples"], is_motion(model.model))
+            given = latent_to_clip(parts_of(latent["samples"])[0], is_motion(model.model))
         else:
             given = images_to_clip(image) if in_pixels else encode_frames(vae, image)
 

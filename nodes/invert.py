@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from ..vidcore.sample import invert, round_trip_error
+from .parts import parts_of, video_of
 from .sample import check_latent
 from .samplers import PAPER_SCHEDULE, SCHEDULES, host_level, make_sigmas, walker
 
@@ -111,8 +112,9 @@ class DDIMInvert(io.ComfyNode):
                 f"Please set start_at_step to {start_at_step + 1} or more, here and where you sample."
             )
         tries = 1 + (iterations if method == "fixed_point" else 0)
-        walk = _Walk(model, tries, round_trip, len(sigmas) - 1, cls.hidden.unique_id)
-        noise = torch.zeros_like(samples) if sigmas[0] == 0 else comfy.sample.prepare_noise(samples, seed)
+        shapes = [part.shape for part in parts_of(samples)]
+        walk = _Walk(model, shapes, tries, round_trip, len(sigmas) - 1, cls.hidden.unique_id)
+        noise = comfy.sample.prepare_noise(samples, seed) * float(sigmas[0] > 0)
         latent["samples"] = comfy.sample.sample_custom(
             model, noise, guidance_scale, comfy.samplers.KSAMPLER(walk), sigmas, positive,
             [] if negative is None else negative, samples, disable_pbar=True, seed=seed,
@@ -123,14 +125,16 @@ class DDIMInvert(io.ComfyNode):
 class _Walk:
     """The inversion under the host's calling convention for samplers, with progress and a preview of x-hat."""
 
-    def __init__(self, model, tries: int, round_trip: bool, steps: int, node: str):
-        self.tries, self.round_trip, self.node, self.error = tries, round_trip, node, -1.0
+    def __init__(self, model, shapes: list[torch.Size], tries: int, round_trip: bool, steps: int, node: str):
+        self.shapes, self.tries, self.round_trip, self.node, self.error = shapes, tries, round_trip, node, -1.0
         self.total = steps * (tries + round_trip)
         self.bar = comfy.utils.ProgressBar(self.total)
         self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
     def report(self, done: int, x0: torch.Tensor, z: torch.Tensor) -> None:
-        preview = self.previewer.decode_latent_to_preview_image("JPEG", x0) if self.previewer else None
+        preview = None
+        if self.previewer:
+            preview = self.previewer.decode_latent_to_preview_image("JPEG", video_of(x0, self.shapes))
         self.bar.update_absolute(done, self.total, preview)
 
     def __call__(self, model, x, sigmas, extra_args=None, callback=None, disable=None):

@@ -7,6 +7,7 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
+from .parts import needs_sound, parts_of
 from .samplers import PAPER_SCHEDULE, SAMPLERS, SCHEDULES, make_sampler, make_sigmas
 
 
@@ -104,7 +105,7 @@ class SampleVideo(io.ComfyNode):
         sigmas = make_sigmas(model.get_model_object("model_sampling"), schedule, sampler, steps, denoise)[start_at_step:]
         noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
         if not add_noise:
-            noise = torch.zeros_like(noise)
+            noise = noise * 0
         latent["samples"] = comfy.sample.sample_custom(
             model,
             noise,
@@ -122,20 +123,28 @@ class SampleVideo(io.ComfyNode):
         return io.NodeOutput(latent)
 
 
-def check_latent(model, samples: torch.Tensor) -> None:
-    """Refuse a latent that the model cannot take, before any work.
+def check_latent(model, samples) -> None:
+    """Refuse samples of a LATENT, nested or not, that the model cannot take, before any work.
 
     Raises:
         ValueError: saying what the model takes and what came.
     """
-    form = model.get_model_object("latent_format")
+    form, parts = model.get_model_object("latent_format"), parts_of(samples)
     dimensions, channels = form.latent_dimensions + 2, form.latent_channels
-    if samples.ndim != dimensions or samples.shape[1] != channels:
-        axes = {4: "height x width", 5: "frames x height x width"}.get(dimensions, f"{dimensions - 2} axes")
+    if len(parts) == 1 and needs_sound(model):
         raise ValueError(
-            f"this model takes latents of batch x {channels} x {axes}; this one is {' x '.join(map(str, samples.shape))}. "
+            "this model makes video and sound at once, and the latent has no sound. Please use its Empty AV Latent node, or "
+            "join one of each by Concat AV Latent."
+        )
+    if len(parts) > 1:  # the model may count the channels of the part with most; previews are of the video
+        channels = len(form.latent_rgb_factors or ()) or channels
+    if parts[0].ndim != dimensions or parts[0].shape[1] != channels:
+        axes = {4: "height x width", 5: "frames x height x width"}.get(dimensions, f"{dimensions - 2} axes")
+        came = " with ".join(" x ".join(map(str, part.shape)) for part in parts)
+        raise ValueError(
+            f"this model takes latents of batch x {channels} x {axes}; this one is {came}. "
             "Please use the Empty Latent node that belongs to the model (Empty Video Latent for models from Load Video "
             "Model), or encode with the model's own VAE."
         )
-    if not torch.isfinite(samples).all():
+    if not all(torch.isfinite(part).all() for part in parts):
         raise ValueError("the latent holds NaN or infinite numbers; please check the node that made it.")

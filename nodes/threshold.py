@@ -1,8 +1,10 @@
 """DynamicThresholding: keeps strong guidance inside the range of pixels, for any MODEL (Saharia et al. 2022)."""
 
+import comfy.utils
 from comfy_api.latest import io
 
 from ..vidcore.guide.threshold import dynamic_threshold
+from .parts import packed, shapes_of
 
 
 class DynamicThresholding(io.ComfyNode):
@@ -33,5 +35,13 @@ class DynamicThresholding(io.ComfyNode):
     @classmethod
     def execute(cls, model, percentile, limit) -> io.NodeOutput:
         model = model.clone()
-        model.set_model_sampler_post_cfg_function(lambda given: dynamic_threshold(given["denoised"], percentile, limit))
+
+        def threshold(given: dict):
+            shapes, x0 = shapes_of(given["cond"]), given["denoised"]
+            if not packed(shapes):
+                return dynamic_threshold(x0, percentile, limit)
+            parts = comfy.utils.unpack_latents(x0, shapes)  # sound has a range of its own
+            return comfy.utils.pack_latents([dynamic_threshold(part, percentile, limit) for part in parts])[0]
+
+        model.set_model_sampler_post_cfg_function(threshold)
         return io.NodeOutput(model)

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from vidcore.guide.extend import extension, interpolation, stream
-from vidcore.guide.measure import Decoded, FrameDifferences, Known, LowResolution, TemporalAverage, downsample, known_frames
+from vidcore.guide.measure import (
+    Decoded,
+    FrameDifferences,
+    Known,
+    LowResolution,
+    Packed,
+    TemporalAverage,
+    downsample,
+    known_frames,
+)  # fmt: skip
 from vidcore.guide.reconstruction import GuidanceDiverged, reconstruct, with_reconstruction
 from vidcore.guide.replace import with_marginal_replacement, with_posterior_replacement
 from vidcore.sample import ancestral_step, ddim_step, sample_clip
@@ -157,6 +166,32 @@ def test_several_measurements_act_together():
     assert (downsample(made, (4, 4)) - downsample(x, (4, 4))).abs().max() < 0.05
     plain = sample_clip(white, SCHEDULE, x.shape, 50, ddim_step, seed=0)
     assert (downsample(plain, (4, 4)) - downsample(x, (4, 4))).abs().max() > 0.5
+
+
+def test_a_packed_video_is_guided_and_what_is_packed_with_it_follows():
+    weight, t, reach = 2.0, 0.5, 0.3
+    x = draw(4)
+    alpha, sigma = levels(t)
+    z = alpha * x + sigma * torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
+    sound = torch.randn(4, 1, 5, dtype=x.dtype, generator=torch.Generator().manual_seed(2))
+    known = known_frames(x[:, :, GIVEN], GIVEN, FRAMES)
+
+    def video_of(state):
+        return state[:, 0, :FRAMES].reshape(z.shape)
+
+    def denoise(state):  # the video hears the first value of the sound
+        video = ideal(video_of(state), t) + reach * state[:, :, FRAMES : FRAMES + 1, None, None]
+        return torch.cat([video.flatten(1)[:, None], 0.9 * state[..., FRAMES:]], dim=2)
+
+    state = torch.cat([z.flatten(1)[:, None], sound], dim=2)
+    made = reconstruct(denoise, state, alpha, [Packed(known, z.shape)], weight)
+    alone = reconstruct(lambda z: ideal(z, t) + reach * sound[:, :, :1, None, None], z, alpha, [known], weight)
+    torch.testing.assert_close(video_of(made), alone)
+    residual = known.residual(video_of(denoise(state))).sum(dim=(1, 2, 3, 4))
+    torch.testing.assert_close(made[:, 0, FRAMES], 0.9 * sound[:, 0, 0] + weight * alpha * reach * residual)
+    assert torch.equal(made[..., FRAMES + 1 :], 0.9 * sound[..., 1:])
+    steadied = reconstruct(denoise, state, alpha, [Packed(FrameDifferences(), z.shape)], 0.1)
+    assert not torch.equal(video_of(steadied)[:, :, GIVEN], x[:, :, GIVEN])  # nothing of it is known
 
 
 def test_wrong_frames_are_refused():

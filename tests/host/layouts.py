@@ -1,5 +1,6 @@
 """Writes random weights in the layout of a public model: ``layouts.py HOST_TREE KIND FILE``, run by the host's Python."""
 
+import json
 import sys
 
 sys.path.insert(0, sys.argv[1])
@@ -56,6 +57,31 @@ def wan():
     )  # fmt: skip
 
 
+LTX2_SIZES = dict(
+    cross_attention_dim=64, audio_cross_attention_dim=32, attention_head_dim=32, audio_attention_head_dim=16,
+    num_attention_heads=2, audio_num_attention_heads=2, caption_channels=48, num_layers=2, connector_num_attention_heads=2,
+    connector_attention_head_dim=32, audio_connector_num_attention_heads=2, audio_connector_attention_head_dim=16,
+)  # fmt: skip
+
+
+def ltx2():
+    """LTX-2's transformer of video and sound with two of its 48 layers, 64 wide; its sizes stand in the file."""
+    from comfy.ldm.lightricks.av_model import LTXAVModel
+
+    return LTXAVModel(**LTX2_SIZES, dtype=torch.float16, device="meta", operations=ops.disable_weight_init)
+
+
+def minimax_h3():
+    """MiniMax H3's transformer of video and sound with two of its 50 layers, 64 wide."""
+    from comfy.ldm.minimax.model import MiniMaxH3Model
+
+    return MiniMaxH3Model(
+        hidden_size=64, num_layers=2, token_refiner_num_layers=1, num_attention_heads=2, attention_head_dim=32,
+        ffn_hidden_size=128, text_dim=48, timestep_input_dim=32, time_embed_hidden_size=64, time_embed_dim=32,
+        rope_inv_freq_len=4, dtype=torch.float16, device="meta", operations=ops.disable_weight_init,
+    )  # fmt: skip
+
+
 def sd15_control():
     """A ControlNet of Stable Diffusion 1.5, full size: 361 M parameters."""
     from comfy.cldm.cldm import ControlNet
@@ -86,6 +112,21 @@ def wan_vae():
 
     with torch.device("meta"):
         return WanVAE(dim=24, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, temperal_downsample=[False, True, True])
+
+
+LTX_VAE_SIZES = dict(
+    dims=3, in_channels=3, out_channels=3, latent_channels=128, norm_layer="pixel_norm", patch_size=4,
+    latent_log_var="uniform",
+    blocks=[["res_x", 1], ["compress_all", 1], ["res_x_y", 1], ["compress_all", 1], ["compress_all", 1], ["res_x", 1]],
+    encoder_base_channels=16, decoder_base_channels=16,
+)  # fmt: skip
+
+
+def ltx_vae():
+    """The VAE of LTX, narrow: eight frames in one latent, a thirty-second as wide; its sizes stand in the file."""
+    from comfy.ldm.lightricks.vae.causal_video_autoencoder import VideoVAE
+
+    return VideoVAE(config=LTX_VAE_SIZES)
 
 
 def lora(layers: dict[str, tuple[int, int]]) -> dict[str, torch.Tensor]:
@@ -134,7 +175,7 @@ def random_weights(shapes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if value.ndim > 1:
             tensors[name] = (torch.randn(value.shape) * value[0].numel() ** -0.5).half()
         else:
-            tensors[name] = torch.full(value.shape, float(name.endswith("weight"))).half()
+            tensors[name] = torch.full(value.shape, float(name.endswith(("weight", "std-of-means")))).half()
     return tensors
 
 
@@ -143,15 +184,21 @@ MODELS = {
     "sdxl": sdxl,
     "sdxl_vega": sdxl_vega,
     "wan": wan,
+    "ltx2": ltx2,
+    "minimax_h3": minimax_h3,
     "sd15_control": sd15_control,
     "sd_vae": sd_vae,
     "wan_vae": wan_vae,
+    "ltx_vae": ltx_vae,
     "clip_l": clip_l,
     "clip_vision_l": clip_vision_l,
 }
+
+CONFIGS = {"ltx2": {"transformer": LTX2_SIZES}, "ltx_vae": {"vae": LTX_VAE_SIZES}}
 
 torch.manual_seed(0)
 if kind in LORAS:
     save_file(lora(LORAS[kind]), path)
 else:
-    save_file(random_weights(sd15_checkpoint() if kind == "sd15_checkpoint" else MODELS[kind]().state_dict()), path)
+    tensors = random_weights(sd15_checkpoint() if kind == "sd15_checkpoint" else MODELS[kind]().state_dict())
+    save_file(tensors, path, {"config": json.dumps(CONFIGS[kind])} if kind in CONFIGS else None)

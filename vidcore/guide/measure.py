@@ -1,9 +1,11 @@
 """What is known about a clip: differentiable measurements of x-hat (VDM section 3.1).
 
 Every measurement answers ``residual(x0)``, the difference x^a - A(x-hat) between what is known and what the estimate
-says, in any shape; guidance lowers its squared sum. A `Known` measurement also says which values are known directly.
+says, in any shape; guidance lowers its squared sum. A `Known` measurement also says which values are known directly, and
+so may a `Packed` one.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -124,6 +126,33 @@ class FrameDifferences:
 
     def residual(self, x0: Tensor) -> Tensor:
         return x0[:, :, 1:] - x0[:, :, :-1]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A measurement of a video that is packed with more, such as its sound: flat states B 1 N that begin with it.
+
+    Args:
+        measurement: of the video.
+        shape: of the video, B C T H W.
+    """
+
+    measurement: Measurement
+    shape: Sequence[int]
+
+    def video(self, x0: Tensor) -> Tensor:
+        """The video of a state, B C T H W."""
+        return x0[:, 0, : math.prod(self.shape[1:])].unflatten(1, tuple(self.shape[1:]))
+
+    def residual(self, x0: Tensor) -> Tensor:
+        return self.measurement.residual(self.video(x0))
+
+    def put(self, x0: Tensor) -> Tensor:
+        """``x0`` with the known values in place, if values of the video are known."""
+        if not isinstance(self.measurement, Known):
+            return x0
+        video = self.measurement.put(self.video(x0)).flatten(1)[:, None]
+        return torch.cat([video, x0[..., video.shape[2] :]], dim=2)
 
 
 @dataclass(frozen=True)

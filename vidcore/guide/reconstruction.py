@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..schedule import CosineSchedule, alpha_sigma, expand_as
-from .measure import Known, Measurement
+from .measure import Known, Measurement, Packed
 
 # An estimate this many times larger than it was before guidance will not come back.
 DIVERGED = 20.0
@@ -36,7 +36,8 @@ def reconstruct(
 
     Args:
         denoise: z_t -> x-hat, differentiable.
-        z: z_t = alpha x + sigma eps, B C T H W (any process; where the state is z / c, pass alpha / c for alpha).
+        z: z_t = alpha x + sigma eps, B C T H W (any process; where the state is z / c, pass alpha / c for alpha), or a flat
+            state whose ``measurements`` are all `Packed`.
         alpha: the signal's scale in z, a number or broadcastable to ``z``.
         measurements: what is known; none at all gives x-hat.
         weight: w_r, one for all or one for each measurement. At 0 nothing is differentiated, and x~ is x-hat with the
@@ -66,7 +67,7 @@ def reconstruct(
     if clip is not None:
         x0 = x0.clamp(-clip, clip)
     for known in measurements:
-        if isinstance(known, Known):
+        if isinstance(known, (Known, Packed)):
             x0 = known.put(x0)
     return x0
 
