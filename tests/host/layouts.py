@@ -179,6 +179,18 @@ def random_weights(shapes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def scaled_fp8(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As scaled fp8 files have them: matrices of blocks in 8 bits, each with a scale of its own."""
+    made = {"scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}
+    for name, value in tensors.items():
+        if name.startswith("blocks.") and name.endswith(".weight") and value.ndim == 2:
+            scale = value.float().abs().max() / torch.finfo(torch.float8_e4m3fn).max
+            made[name.removesuffix("weight") + "scale_weight"] = scale
+            value = (value.float() / scale).to(torch.float8_e4m3fn)
+        made[name] = value
+    return made
+
+
 MODELS = {
     "sd15": sd15,
     "sdxl": sdxl,
@@ -200,5 +212,8 @@ torch.manual_seed(0)
 if kind in LORAS:
     save_file(lora(LORAS[kind]), path)
 else:
+    if kind == "wan_fp8":
+        save_file(scaled_fp8(random_weights(wan().state_dict())), path)
+        sys.exit()
     tensors = random_weights(sd15_checkpoint() if kind == "sd15_checkpoint" else MODELS[kind]().state_dict())
     save_file(tensors, path, {"config": json.dumps(CONFIGS[kind])} if kind in CONFIGS else None)

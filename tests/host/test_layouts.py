@@ -94,6 +94,21 @@ def test_sdxl_is_guided(server, latents):
     torch.testing.assert_close(found["10"][..., :4], known[..., :4], atol=2e-2, rtol=2e-2)
 
 
+def test_a_model_in_scaled_fp8_is_guided(server, latents):
+    with weights(server, "wan_fp8", "diffusion_models", "UNETLoader") as name:
+        known, nodes = model_and_clips("wan", name, server)
+        for number, how in (
+            ("10", dict(weight=0.0)),
+            ("11", dict(weight=0.01)),
+            ("12", dict(weight=0.01, memory_saver=True)),
+        ):
+            guided_by_a_mask(nodes, "1", number, **how)
+        found = latents(nodes, timeout=600)
+    assert (found["11"] - found["10"])[..., 4:].abs().max() > 1e-4
+    assert torch.equal(found["12"], found["11"])
+    torch.testing.assert_close(found["11"][..., :4], known[..., :4], atol=2e-2, rtol=2e-2)
+
+
 def test_a_lora_is_guided_with_its_model(prompt, server, latents):
     kind, known, nodes = prompt
     with weights(server, f"{kind}_lora", "loras", "LoraLoaderModelOnly") as name:
