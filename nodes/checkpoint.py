@@ -11,6 +11,7 @@ import torch
 # Whether copies are kept of what blocks are given and of what their second run makes: for networks that write over it.
 keep_copies: ContextVar[bool] = ContextVar("vidcore_keep_copies", default=False)
 OVERWRITTEN = "modified by an inplace operation"  # as PyTorch says it
+UNLIKE = "a block that was run again on the way back computed otherwise; please turn memory_saver off for this model"
 
 
 def blocks(module: torch.nn.Module) -> list[torch.nn.Module]:
@@ -63,9 +64,6 @@ class _Inputs(torch.autograd.Function):
     def forward(ctx, start, *tensors):
         ctx.save_for_backward(*tensors)
         return torch.empty(0)
-
-
-UNLIKE = "a block that was run again on the way back computed otherwise; please turn memory_saver off for this model"
 
 
 class _Saved:

@@ -28,7 +28,7 @@ def measured():
 @pytest.mark.parametrize("network", NETWORKS)
 def test_gradients_are_right_and_the_memory_saver_changes_none(measured, network):
     found = measured[network]
-    # A random direction's part of the gradient is 1 in this measure.
-    assert found["difference"] < 1e-3
+    # Along a random direction a gradient has a part as large as 1 in this measure; float32 leaves 1e-4 or so.
+    assert found["difference"] < 2e-3
     # Blocks of LTX, Flux and their like write over what they are given, which they are given again on the way back.
     assert found["saver"] == 0

@@ -178,6 +178,10 @@ def test_window_nodes_make_frames_of_a_model_of_video_and_sound(prompt, model, s
         pictures = [Image.open(output(item)) for item in found[f"6{number}"]["images"]]
         assert len(pictures) == frames and {picture.size for picture in pictures} == {(size, size)}
         assert all(np.asarray(picture, float).std() > 1 for picture in pictures)
+        kept = {0: pictures[::2], 1: pictures[:5]}.get(number, [])  # the frames that were given
+        for i, picture in enumerate(kept):
+            given = Image.open(server.base / "input" / f"sound_{i}.png")
+            assert np.array_equal(np.asarray(picture), np.asarray(given))
 
 
 def test_a_latent_with_sound_of_another_model_is_refused(prompt, server, run):
