@@ -57,7 +57,8 @@ def tune_a_video(arguments, memory_saver: bool = False, compiled: bool = False):
     import comfy.supported_models
     from comfy_api.torch_helpers import set_torch_compile_wrapper
     from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
-    from vidcore_pack.nodes.gradient import checkpointed, gradients
+    from vidcore_pack.nodes.checkpoint import checkpointed
+    from vidcore_pack.nodes.gradient import gradients
     from vidcore_pack.vidcore.sample import Level
     from vidcore_pack.vidcore.systems.tune_a_video import Tuning
 
