@@ -28,12 +28,16 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 LEVEL = (0.6, 0.8)  # alpha and sigma of the step
 
 
-def import_pack(comfyui: str, device: str, kernel: str | None = None):
-    """This repository as the host would import it; on a GPU ``kernel`` is the host's first choice for attention."""
+def import_pack(comfyui: str, device: str, kernel: str | None = None, channels_last: bool = False):
+    """This repository as the host would import it; on a GPU ``kernel`` is the host's first choice for attention.
+
+    With ``channels_last`` the host lays its models' weights out as ``--force-channels-last`` has it.
+    """
     if "vidcore_pack" in sys.modules:
         return importlib.import_module("vidcore_pack.nodes.inflate")
     sys.path.insert(0, comfyui)
     sys.argv[1:] = [] if device == "cuda" else ["--cpu", "--use-pytorch-cross-attention"]
+    sys.argv += ["--force-channels-last"] if channels_last else []
     import comfy.options
 
     comfy.options.enable_args_parsing()
@@ -52,7 +56,7 @@ def import_pack(comfyui: str, device: str, kernel: str | None = None):
 
 def tune_a_video(arguments, memory_saver: bool = False, compiled: bool = False):
     """The work of each task, the network, and what trains of it."""
-    inflate = import_pack(arguments.comfyui, arguments.device, arguments.kernel)
+    inflate = import_pack(arguments.comfyui, arguments.device, arguments.kernel, arguments.channels_last)
     import comfy.model_patcher
     import comfy.supported_models
     from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -201,6 +205,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="beside the first of them")
     parser.add_argument("--kernel", choices=KERNELS, help="of our attention on a GPU; the host's choice by default")
     parser.add_argument("--backend", default="inductor", help="of the compiled way")
+    parser.add_argument("--channels-last", action="store_true", help="our weights as by the host's --force-channels-last")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)

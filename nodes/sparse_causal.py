@@ -1,9 +1,10 @@
 """SparseCausalAttention: the frames of an image model see the first frame and the one before (Tune-A-Video, section 3.2)."""
 
-from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy_api.latest import io
 
+from ..vidcore.layers.attention import attention
 from ..vidcore.layers.sparse_causal import sparse_causal
 
 
@@ -12,7 +13,13 @@ def attend_across_frames(q, k, v, extra_options):
     pictures, parts = q.shape[0], len(extra_options["cond_or_uncond"])
 
     def attend(q, k, v):
-        return optimized_attention(q, k, v, extra_options["n_heads"], attn_precision=extra_options["attn_precision"])
+        # The host puts its kernels in an order of its own, first the one that on Hopper takes twice as long as PyTorch's
+        # first (benchmarks/README.md).
+        if optimized_attention is attention_pytorch and "optimized_attention_override" not in extra_options:
+            return attention(q, k, v, extra_options["n_heads"])
+        return optimized_attention(
+            q, k, v, extra_options["n_heads"], attn_precision=extra_options["attn_precision"], transformer_options=extra_options
+        )
 
     return sparse_causal(q, k, v, pictures // parts, attend)
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import conv3d
 
 import vidcore.layers.attention as module
-from vidcore.layers.attention import SpatialAttention, TemporalAttention, attention, head_count
+from vidcore.layers.attention import SpatialAttention, TemporalAttention, attention, attention_over_frames, head_count
 from vidcore.layers.embed import AttentionPooling, log_snr_features
 from vidcore.layers.resnet import ResBlock
 
@@ -42,6 +42,17 @@ def test_a_batch_above_the_limit_is_split_without_a_trace(monkeypatch):
     whole = attention(q, k, v, 2, bias)
     monkeypatch.setattr(module, "MAX_BATCH", 3)
     torch.testing.assert_close(attention(q, k, v, 2, bias), whole)
+
+
+@pytest.mark.parametrize("frames", [3, 4, 5], ids=["fewer than a head is wide", "as many", "more"])
+def test_attention_over_frames_is_attention_at_each_place(frames):
+    clips, places, heads = 2, 5, 2
+    q, k, v = (torch.randn(clips * frames, places, 8, dtype=torch.float64) for _ in range(3))
+    out = attention_over_frames(q, k, v, frames, heads)
+    for clip in range(clips):
+        part = slice(clip * frames, (clip + 1) * frames)
+        each = (x[part].transpose(0, 1) for x in (q, k, v))  # places are the batch
+        torch.testing.assert_close(out[part], attention(*each, heads).transpose(0, 1))
 
 
 @torch.no_grad()

@@ -57,6 +57,29 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None =
     return rearrange(out, "n h l d -> n l (h d)").to(kind)
 
 
+def attention_over_frames(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: int) -> Tensor:
+    """Softmax attention in which each place's tokens see one another across the frames of their clip.
+
+    Kernels for long sequences spend most of their time on tiles that a short clip does not fill. While the weights are no
+    more numbers than the queries they are written out.
+
+    Args:
+        q, k, v: (B frames) L (heads d), the frames of a clip one after another.
+        frames: frames per clip.
+        heads: number of heads.
+
+    Returns:
+        (B frames) L (heads d).
+    """
+    places, width = q.shape[1], q.shape[2] // heads
+    if frames > width:
+        q, k, v = (rearrange(x, "(b t) l c -> (b l) t c", t=frames) for x in (q, k, v))
+        return rearrange(attention(q, k, v, heads), "(b l) t c -> (b t) l c", l=places)
+    q, k, v = (rearrange(x, "(b t) l (h d) -> (b l h) t d", t=frames, h=heads) for x in (q, k, v))
+    weight = (q @ k.transpose(1, 2) * width**-0.5).softmax(dim=-1)
+    return rearrange(weight @ v, "(b l h) t d -> (b t) l (h d)", l=places, h=heads)
+
+
 class SpatialAttention(nn.Module):
     """Self-attention among the pixels of one frame; frames are the batch (VDM section 3)."""
 

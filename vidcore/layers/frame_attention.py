@@ -2,10 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import attention
+from .attention import attention_over_frames
 from .embed import grid_positions
 
 
@@ -42,13 +41,16 @@ class FrameAttention(nn.Module):
         self.to_out.weight.zero_()
         self.to_out.bias.zero_()
 
-    def forward(self, x: Tensor, frames: int, strength: float = 1.0, more: Tensor | float = 0.0) -> Tensor:
+    def forward(self, x: Tensor, frames: int, strength: float = 1.0, more: Tensor | None = None) -> Tensor:
         """x: (B frames) L C, the frames of a clip one after another; same shape out.
 
         ``strength`` scales what is added; ``more`` is what the tokens see of their surroundings, in the shape of x.
         """
-        tokens = rearrange(F.layer_norm(x, x.shape[-1:]) + more, "(b t) l c -> (b l) t c", t=frames)
+        tokens = F.layer_norm(x, x.shape[-1:])
+        if more is not None:
+            tokens = tokens + more
         if self.order:
-            tokens = tokens + grid_positions((frames,), x.shape[-1], x.device)[0].to(x)
-        mixed = self.to_out(attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), self.heads))
-        return x + strength * rearrange(mixed, "(b l) t c -> (b t) l c", l=x.shape[1])
+            numbers = grid_positions((frames,), x.shape[-1], x.device)[0].to(x)
+            tokens = tokens + numbers.repeat(x.shape[0] // frames, 1)[:, None]
+        mixed = attention_over_frames(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), frames, self.heads)
+        return torch.add(x, self.to_out(mixed), alpha=strength)

@@ -31,13 +31,15 @@ def sparse_causal(q: Tensor, k: Tensor, v: Tensor, frames: int, attend: Attend) 
     if frames < 1 or q.shape[0] % frames:
         raise ValueError(f"a batch of {q.shape[0]} pictures cannot be clips of {frames} frames")
     q, k, v = (x.unflatten(0, (-1, frames)) for x in (q, k, v))  # B T L C
-    early, late = min(2, frames), max(0, frames - 2)
-    parts = [_attend(attend, q[:, :early], *(x[:, :1].expand(-1, early, -1, -1) for x in (k, v)))]
-    if late:
-        parts.append(
-            _attend(attend, q[:, 2:], *(torch.cat([x[:, :1].expand(-1, late, -1, -1), x[:, 1:-1]], 2) for x in (k, v)))
-        )
-    return torch.cat(parts, dim=1).flatten(0, 1)
+    if frames < 3:
+        return _attend(attend, q, *(x[:, :1].expand(-1, frames, -1, -1) for x in (k, v))).flatten(0, 1)
+    # Cut into pieces and not indexed, since the way back then joins the pieces, and fills no whole clip with zeros for each.
+    late = frames - 2
+    q_early, q_late = q.split([2, late], dim=1)
+    first, before, _ = zip(*(x.split([1, late, 1], dim=1) for x in (k, v)), strict=True)
+    early = _attend(attend, q_early, *(x.expand(-1, 2, -1, -1) for x in first))
+    seen = (torch.cat([x.expand(-1, late, -1, -1), y], dim=2) for x, y in zip(first, before, strict=True))
+    return torch.cat([early, _attend(attend, q_late, *seen)], dim=1).flatten(0, 1)
 
 
 def _attend(attend: Attend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ def added_query(project: Callable[[Tensor], Tensor], change: Tensor, tokens: Ten
 
     The sum is taken after the products, so that a change far below the rounding of W_Q in half precision still counts.
     """
-    return project(tokens) + strength * F.linear(tokens, change.to(tokens))
+    return torch.add(project(tokens), F.linear(tokens, change.to(tokens)), alpha=strength)
 
 
 class TunedBlock(nn.Module):

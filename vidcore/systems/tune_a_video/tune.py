@@ -31,8 +31,15 @@ class Tuning:
     def __init__(self, layers: TunedLayers, learning_rate: float, seed: int, half: bool = False):
         self.layers, self.seed, self.step = layers.requires_grad_(True), seed, 0
         device = next(layers.parameters()).device
-        self.optimiser = torch.optim.AdamW(layers.parameters(), lr=learning_rate, betas=(0.9, 0.999), weight_decay=0.01)
+        self.optimiser = torch.optim.AdamW(
+            layers.parameters(),
+            lr=learning_rate,
+            betas=(0.9, 0.999),
+            weight_decay=0.01,
+            fused=device.type == "cuda",  # it need not know on the CPU whether float16 overflowed
+        )
         self.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**12, growth_interval=200, enabled=half)
+        self.drawn: tuple[tuple, tuple[int, Tensor, Tensor]] = (), ()  # for which step, and what
 
     def advance(
         self,
@@ -58,24 +65,32 @@ class Tuning:
         Raises:
             FloatingPointError: if the loss is not finite; the layers are as the step before left them.
         """
-        generator = torch.Generator().manual_seed(zlib.crc32(f"tune/{self.seed}/{self.step}".encode()))
-        i = int(torch.randint(len(levels), (1,), generator=generator))
-        draw = lambda: torch.randn(mean.shape, generator=generator).to(mean)  # noqa: E731
-        x = mean + deviation * draw()
-        loss = tune_loss(lambda z: denoise(z, i), prediction, x, draw(), levels[i])
+        i, *noises = self._draw(self.step, mean.shape, len(levels))
+        posterior, noise = (x.to(mean) for x in noises)
+        loss = tune_loss(lambda z: denoise(z, i), prediction, mean + deviation * posterior, noise, levels[i])
         if more is not None:
             loss = loss + more()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self._draw(self.step + 1, mean.shape, len(levels))  # while a GPU is at work; reading the loss waits for it
         value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss is {value} at step {self.step + 1}; please lower the learning rate")
-        self.optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimiser)
         nn.utils.clip_grad_norm_(self.layers.parameters(), 1.0)
         self.scaler.step(self.optimiser)  # left out where float16 overflowed; the scale is then lowered
         self.scaler.update()
         self.step += 1
         return value
+
+    def _draw(self, step: int, shape: torch.Size, levels: int) -> tuple[int, Tensor, Tensor]:
+        """The level of a step, and noise for its latents and its input, on the CPU."""
+        what = (step, shape, levels)
+        if self.drawn[0] != what:
+            generator = torch.Generator().manual_seed(zlib.crc32(f"tune/{self.seed}/{step}".encode()))
+            i = int(torch.randint(levels, (1,), generator=generator))
+            self.drawn = what, (i, *(torch.randn(shape, generator=generator) for _ in range(2)))
+        return self.drawn[1]
 
     def save(self, path: Path, info: dict) -> None:
         """Everything that `resume` needs to continue to the same bits."""
