@@ -21,18 +21,15 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import torch  # noqa: E402
-from common import KERNELS, record, take_turns, timed  # noqa: E402
+from common import record, take_turns, timed  # noqa: E402
 from torch._dynamo.utils import counters  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 LEVEL = (0.6, 0.8)  # alpha and sigma of the step
 
 
-def import_pack(comfyui: str, device: str, kernel: str | None = None, channels_last: bool = False):
-    """This repository as the host would import it; on a GPU ``kernel`` is the host's first choice for attention.
-
-    With ``channels_last`` the host lays its models' weights out as ``--force-channels-last`` has it.
-    """
+def import_pack(comfyui: str, device: str, channels_last: bool = False):
+    """This repository as a host would import it that was started with ``--force-channels-last``, or without."""
     if "vidcore_pack" in sys.modules:
         return importlib.import_module("vidcore_pack.nodes.inflate")
     sys.path.insert(0, comfyui)
@@ -41,11 +38,6 @@ def import_pack(comfyui: str, device: str, kernel: str | None = None, channels_l
     import comfy.options
 
     comfy.options.enable_args_parsing()
-    import comfy.ops
-
-    if kernel:
-        comfy.ops.SDPA_BACKEND_PRIORITY.remove(KERNELS[kernel])
-        comfy.ops.SDPA_BACKEND_PRIORITY.insert(0, KERNELS[kernel])
     place = HERE.parent
     spec = importlib.util.spec_from_file_location(
         "vidcore_pack", place / "__init__.py", submodule_search_locations=[str(place)]
@@ -56,7 +48,7 @@ def import_pack(comfyui: str, device: str, kernel: str | None = None, channels_l
 
 def tune_a_video(arguments, memory_saver: bool = False, compiled: bool = False):
     """The work of each task, the network, and what trains of it."""
-    inflate = import_pack(arguments.comfyui, arguments.device, arguments.kernel, arguments.channels_last)
+    inflate = import_pack(arguments.comfyui, arguments.device, arguments.channels_last)
     import comfy.model_patcher
     import comfy.supported_models
     from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -203,15 +195,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--half", action="store_true", help="frozen weights in float16, what trains in float32")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="beside the first of them")
-    parser.add_argument("--kernel", choices=KERNELS, help="of our attention on a GPU; the host's choice by default")
     parser.add_argument("--backend", default="inductor", help="of the compiled way")
     parser.add_argument("--channels-last", action="store_true", help="our weights as by the host's --force-channels-last")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.kernel and arguments.device != "cuda":
-        parser.error("--kernel is for GPUs")
     if arguments.worker:
         print(json.dumps(measure(arguments.worker, arguments.task, arguments)))
         return

@@ -34,7 +34,7 @@ def blocks(module: torch.nn.Module) -> list[torch.nn.Module]:
 def checkpointed(module: torch.nn.Module):
     """Inside, each of the network's `blocks` keeps only its inputs and is run again on the way back.
 
-    Some write over their inputs (those of LTX do), or the host does later. Where it happens without `Overwritten` around it,
+    Some write over their inputs (those of LTX do), or the host does later. Where it happens without `Safeguards` around it,
     the way back raises a RuntimeError, as PyTorch does for other values.
     """
     changed = []

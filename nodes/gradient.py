@@ -1,9 +1,9 @@
 """Differentiating a host MODEL inside a node.
 
 The host runs nodes, and loads weights, under `torch.inference_mode()`; autograd refuses tensors made there. `gradients`
-leaves that mode for a while, swaps such weights for ordinary tensors one by one (so there is never a second copy of the
-model), and hands copies of whatever else was made there (conditions, control hints, patches) to the operations that
-meet them. Compiled parts of a network are traced without that, for PyTorch's compiler cannot follow it.
+leaves that mode for a while, and swaps such weights for ordinary tensors one by one (so there is never a second copy of the
+model). Where an operation refuses something else that was made there (a hint, a patch), `Safeguards` hands it a copy.
+Compiled parts of a network are traced without that, for PyTorch's compiler cannot follow it.
 """
 
 import contextlib
@@ -161,7 +161,7 @@ def gradients(modules):
         # The host has kernels without a way back, and leaves them alone while it trains.
         before, comfy.model_management.in_training = comfy.model_management.in_training, True
         try:
-            with _Copies(), contextlib.ExitStack() as stack:
+            with contextlib.ExitStack() as stack:
                 for module in modules:
                     stack.enter_context(_compiled_parts(module))
                 yield
@@ -169,36 +169,54 @@ def gradients(modules):
             comfy.model_management.in_training = before
 
 
-class Overwritten:
-    """Lets the host write over values that the way back needs, as it adds a ControlNet's residuals.
+@contextlib.contextmanager
+def _kept():
+    """Inside, values that the way back needs are kept from before the host writes over them."""
+    token = keep_copies.set(True)
+    try:
+        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+            yield
+    finally:
+        keep_copies.reset(token)
 
-    PyTorch can keep such values before they change, which makes every operation several times slower, and `checkpointed`
-    copies of what blocks are given. So that begins with the first way back that misses one, and what was being done is
-    done again.
+
+# What errors say, and what helps against them.
+REMEDIES = {
+    OVERWRITTEN: _kept,
+    "Inference tensors cannot be saved for backward": _Copies,
+    "Inplace update to inference tensor outside InferenceMode": _Copies,
+}
+
+
+class Safeguards:
+    """What lets a way back through a host's model that was not written for one.
+
+    The host may write over values that the way back needs, as it adds a ControlNet's residuals, and patches and hints may
+    be inference tensors. What helps against either makes every operation slower, some of them several times, and most
+    models need neither. So each begins with the first error that asks for it, and what was being done is done again.
 
     Args:
         module: what has buffers that the work changes; they are put back first.
     """
 
     def __init__(self, module: torch.nn.Module | None = None):
-        self.module, self.found = module, False
+        self.module = module
+        self.begun: list[Callable] = []
 
     def __call__(self, work: Callable[[], Result]) -> Result:
         """What ``work`` returns; it goes forth and back through the model, inside `gradients`."""
-        if not self.found:
+        while True:
             buffers = [] if self.module is None else [(buffer, buffer.clone()) for buffer in self.module.buffers()]
             try:
-                return work()
+                with contextlib.ExitStack() as stack:
+                    for remedy in self.begun:
+                        stack.enter_context(remedy())
+                    return work()
             except RuntimeError as error:
-                if OVERWRITTEN not in str(error):
+                remedy = next((remedy for text, remedy in REMEDIES.items() if text in str(error)), None)
+                if remedy is None or remedy in self.begun:
                     raise
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)
-            self.found = True
-        token = keep_copies.set(True)
-        try:
-            with torch.autograd.graph.allow_mutation_on_saved_tensors():
-                return work()
-        finally:
-            keep_copies.reset(token)
+            self.begun.append(remedy)

@@ -22,7 +22,7 @@ from .convert import (
     latent_to_clip,
     parse_frames,
 )  # fmt: skip
-from .gradient import Overwritten, gradients, plain
+from .gradient import Safeguards, gradients, plain
 from .host_cmd import MotionModel
 from .parts import packed, parts_of, video_of
 from .samplers import host_level
@@ -64,7 +64,7 @@ class Guides:
     guides: list[Guide]
     measurements: list[Measurement] = field(default_factory=list)
     shapes: list[torch.Size] | None = None
-    overwritten: Overwritten = field(default_factory=Overwritten)
+    safeguards: Safeguards = field(default_factory=Safeguards)
 
     def on_model_patcher_clone(self) -> "Guides":
         return Guides(list(self.guides))
@@ -79,7 +79,7 @@ class Guides:
         self.measurements = [guide.build(patcher.model, shape) for guide in self.guides]
         if packed(self.shapes):
             self.measurements = [Packed(measurement, shape) for measurement in self.measurements]
-        self.overwritten = Overwritten()
+        self.safeguards = Safeguards()
         try:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         except Exception as error:
@@ -123,7 +123,7 @@ class Guides:
                 stack.enter_context(checkpointed(model.diffusion_model))
             moment = plain(timestep)
             # With the host's state x = z / scale, alpha grad_z is (alpha / scale) grad_x.
-            return self.overwritten(lambda: steer(plain(x), level.alpha / scale))
+            return self.safeguards(lambda: steer(plain(x), level.alpha / scale))
 
 
 def is_motion(base) -> bool:

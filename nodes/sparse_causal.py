@@ -18,7 +18,12 @@ def attend_across_frames(q, k, v, extra_options):
         if optimized_attention is attention_pytorch and "optimized_attention_override" not in extra_options:
             return attention(q, k, v, extra_options["n_heads"])
         return optimized_attention(
-            q, k, v, extra_options["n_heads"], attn_precision=extra_options["attn_precision"], transformer_options=extra_options
+            q,
+            k,
+            v,
+            extra_options["n_heads"],
+            attn_precision=extra_options["attn_precision"],
+            transformer_options=extra_options,
         )
 
     return sparse_causal(q, k, v, pictures // parts, attend)

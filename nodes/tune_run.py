@@ -19,7 +19,7 @@ from ..vidcore.sample import sample as walk
 from ..vidcore.systems.harivo.wire import Watched
 from ..vidcore.systems.tune_a_video import Tuning
 from .checkpoint import checkpointed
-from .gradient import Overwritten, gradients
+from .gradient import Safeguards, gradients
 from .guide import out_of_memory
 from .samplers import PAPER_SCHEDULE, make_sigmas, walker
 
@@ -96,15 +96,15 @@ class Run:
             deviation = (base.process_latent_in(self.deviation) - base.process_latent_in(zero)).clone().to(x)
             mean = x.clone()
             denoise, levels, _ = walker(model, mean, sampling.sigmas.clone().to(x), extra_args)
-            overwritten = Overwritten(self.layers)
+            safeguards = Safeguards(self.layers)
             step = partial(self.advance, model, denoise, prediction(sampling), mean, deviation, levels)
             while self.tuning.step < self.steps:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 with checkpointed(base.diffusion_model) if self.memory_saver else torch.enable_grad():
-                    self.loss = overwritten(step)
+                    self.loss = safeguards(step)
                 done, preview = self.tuning.step, None
                 if self.preview_every and self.previewer and (done % self.preview_every == 0 or done == self.steps):
-                    preview = self.preview(model, mean, extra_args)
+                    preview = safeguards(partial(self.preview, model, mean, extra_args))
                 bar.update_absolute(done, self.steps, preview)
                 say(self.node, f"step {done} of {self.steps}, loss {self.loss:.4f}")
         return x

@@ -53,6 +53,12 @@ def test_later_frames_change_nothing_before_them_and_no_frame_sees_itself():
         assert seen == sorted({0, max(0, i - 1)})
 
 
+@pytest.mark.parametrize("frames", [1, 2, 3, 6])
+def test_gradients_are_those_of_finite_differences(frames):
+    inputs = [x.requires_grad_() for x in tokens(frames, length=2, width=4)]
+    assert torch.autograd.gradcheck(lambda q, k, v: sparse_causal(q, k, v, frames, attend), inputs)
+
+
 def test_a_batch_that_is_no_clips_is_refused():
     with pytest.raises(ValueError, match="10 pictures cannot be clips of 3 frames"):
         sparse_causal(*tokens(5), 3, attend)

@@ -187,16 +187,18 @@ class Inflated(nn.Module):
         return x[..., :8].transpose(1, 2).reshape(z.shape)
 
 
-def start_tuning(seed=3):
-    layers = TunedLayers(TINY).init_weights(0)
-    return Tuning(layers, 3e-3, seed), Inflated(layers)
+def start_tuning(seed=3, device="cpu", half=False):
+    layers = TunedLayers(TINY).init_weights(0).to(device)
+    return Tuning(layers, 3e-3, seed, half), Inflated(layers).to(device)
 
 
 CLIP = torch.randn(4, 8, 3, 3, generator=torch.Generator().manual_seed(1)).tanh()
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"))]
 
 
 def advance(tuning, net, steps):
-    return [tuning.advance(net, "v", CLIP, 0.1, LEVELS) for _ in range(steps)]
+    clip = CLIP.to(next(net.parameters()).device)
+    return [tuning.advance(net, "v", clip, 0.1, LEVELS) for _ in range(steps)]
 
 
 def test_tuning_lowers_the_loss_and_changes_only_what_trains():
@@ -209,13 +211,15 @@ def test_tuning_lowers_the_loss_and_changes_only_what_trains():
     assert all(not torch.equal(before[k], v) for k, v in tuning.layers.state_dict().items())
 
 
-def test_a_resumed_run_ends_in_the_same_bits(tmp_path):
-    whole, net = start_tuning()
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("half", [False, True])
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path, device, half):
+    whole, net = start_tuning(device=device, half=half)
     advance(whole, net, 9)
-    first, net = start_tuning()
+    first, net = start_tuning(device=device, half=half)
     advance(first, net, 4)
     first.save(tmp_path / "run.state.safetensors", {"note": 1})
-    second, net = start_tuning()
+    second, net = start_tuning(device=device, half=half)
     assert second.resume(tmp_path / "run.state.safetensors")["note"] == 1 and second.step == 4
     advance(second, net, 5)
     a, b = whole.layers.state_dict(), second.layers.state_dict()
@@ -247,9 +251,10 @@ def test_a_loss_that_is_no_number_stops_before_the_layers_change():
     assert all(torch.equal(before[k], v) for k, v in tuning.layers.state_dict().items())
 
 
-def test_float16_gradients_that_overflow_are_left_out_and_the_scale_falls():
-    layers = TunedLayers(TINY).init_weights(0)
-    tuning, net = Tuning(layers, 1e-3, 0, half=True), Inflated(layers)
+@pytest.mark.parametrize("device", DEVICES)
+def test_float16_gradients_that_overflow_are_left_out_and_the_scale_falls(device):
+    tuning, net = start_tuning(device=device, half=True)
+    layers = tuning.layers
     before, scale = {k: v.clone() for k, v in layers.state_dict().items()}, tuning.scaler.get_scale()
 
     class Overflow(torch.autograd.Function):
@@ -261,10 +266,11 @@ def test_float16_gradients_that_overflow_are_left_out_and_the_scale_falls():
         def backward(ctx, g):
             return g * math.inf
 
-    tuning.advance(lambda z, i: Overflow.apply(net(z)), "v", CLIP, 0.0, LEVELS)
+    clip = CLIP.to(device)
+    tuning.advance(lambda z, i: Overflow.apply(net(z)), "v", clip, 0.0, LEVELS)
     assert all(torch.equal(before[k], v) for k, v in layers.state_dict().items())
     assert tuning.scaler.get_scale() < scale
-    tuning.advance(net, "v", CLIP, 0.0, LEVELS)
+    tuning.advance(net, "v", clip, 0.0, LEVELS)
     assert not torch.equal(before["blocks.0.temporal.to_out.weight"], layers.state_dict()["blocks.0.temporal.to_out.weight"])
 
 

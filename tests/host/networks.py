@@ -22,7 +22,7 @@ nodes = types.ModuleType("nodes_alone")  # without the pack's own entry, which w
 nodes.__path__ = [str(Path(__file__).resolve().parents[2] / "nodes")]
 sys.modules["nodes_alone"] = nodes
 from nodes_alone.checkpoint import checkpointed  # noqa: E402
-from nodes_alone.gradient import Overwritten, gradients, plain  # noqa: E402
+from nodes_alone.gradient import Safeguards, gradients, plain  # noqa: E402
 
 VIDEO, SIGMA = (1, 16, 3, 8, 8), torch.tensor([0.6])
 
@@ -183,9 +183,9 @@ def measured(make) -> dict:
 
     with gradients([net]):
         given = {k: plain(v) if torch.is_tensor(v) else v for k, v in given.items()}
-        found = Overwritten()(go)
+        found = Safeguards()(go)
         with checkpointed(net):
-            saved = Overwritten()(go)
+            saved = Safeguards()(go)
         step = 3e-3
         with torch.no_grad():
             ends = [score([part + sign * step * w for part, w in zip(x, way)]) for sign in (1, -1)]

@@ -33,13 +33,35 @@ def sparse_causal(q: Tensor, k: Tensor, v: Tensor, frames: int, attend: Attend) 
     q, k, v = (x.unflatten(0, (-1, frames)) for x in (q, k, v))  # B T L C
     if frames < 3:
         return _attend(attend, q, *(x[:, :1].expand(-1, frames, -1, -1) for x in (k, v))).flatten(0, 1)
-    # Cut into pieces and not indexed, since the way back then joins the pieces, and fills no whole clip with zeros for each.
-    late = frames - 2
-    q_early, q_late = q.split([2, late], dim=1)
-    first, before, _ = zip(*(x.split([1, late, 1], dim=1) for x in (k, v)), strict=True)
-    early = _attend(attend, q_early, *(x.expand(-1, 2, -1, -1) for x in first))
-    seen = (torch.cat([x.expand(-1, late, -1, -1), y], dim=2) for x, y in zip(first, before, strict=True))
-    return torch.cat([early, _attend(attend, q_late, *seen)], dim=1).flatten(0, 1)
+    early, late = q.split([2, frames - 2], dim=1)
+    parts = [
+        _attend(attend, early, *(x[:, :1].expand(-1, 2, -1, -1) for x in (k, v))),
+        _attend(attend, late, *(_FirstAndBefore.apply(x) for x in (k, v))),
+    ]
+    return torch.cat(parts, dim=1).flatten(0, 1)
+
+
+class _FirstAndBefore(torch.autograd.Function):
+    """Tokens of the first frame and of the frame before, for the third frame and later: B T L C -> B (T - 2) 2L C.
+
+    The same as joining slices. On the way back PyTorch would fill a whole clip with zeros for each slice and add those.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        seen = x.new_empty(x.shape[0], x.shape[1] - 2, 2, *x.shape[2:])
+        seen[:, :, 0] = x[:, :1]
+        seen[:, :, 1] = x[:, 1:-1]
+        return seen.flatten(2, 3)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        first, before = gradient.unflatten(2, (2, -1)).unbind(2)
+        out = gradient.new_empty(first.shape[0], first.shape[1] + 2, *first.shape[2:])
+        out[:, 0] = first.sum(1)
+        out[:, 1:-1] = before
+        out[:, -1] = 0
+        return out
 
 
 def _attend(attend: Attend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
