@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..vidcore.guide.extend import extension, first_frames, interpolation, places_between, stream
 from ..vidcore.guide.measure import Decoded, LowResolution, Measurement
+from .conditions import FrameConditions
 from .convert import (
     clip_to_images,
     clip_to_latent,
@@ -67,10 +68,9 @@ class Windows:
     """Samples windows of one clip, one after another, with one progress bar."""
 
     def __init__(
-        self, model, positive, negative, count, seed, steps, guidance_scale, sampler, schedule, weight,
-        memory_saver=False,
+        self, model, conditions, count, seed, steps, guidance_scale, sampler, schedule, weight, memory_saver=False,
     ):  # fmt: skip
-        self.model, self.conditions, self.weight, self.memory_saver = model, (positive, negative), weight, memory_saver
+        self.model, self.conditions, self.weight, self.memory_saver = model, conditions, weight, memory_saver
         self.seed, self.scale = seed, guidance_scale
         self.sampler = make_sampler(sampler)
         self.sigmas = make_sigmas(model.get_model_object("model_sampling"), schedule, sampler, steps)
@@ -98,7 +98,7 @@ class Windows:
             self.scale,
             self.sampler,
             self.sigmas,
-            *self.conditions,
+            *self.conditions.of(start, (shape[2] - 1) * self.conditions.pack + 1),
             empty,
             callback=self.report,
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
@@ -167,7 +167,7 @@ def fit_windows(length: int, window: int, overlap: int, pack: int) -> tuple[int,
 
 
 def run_windows(
-    model, positive, negative, vae, image, length, evidence, window, overlap, size=None, **how
+    model, positive, negative, vae, image, length, evidence, window, overlap, size=None, first=0, **how
 ) -> torch.Tensor:  # fmt: skip
     """Stream a clip of ``length`` frames and decode it window by window.
 
@@ -177,6 +177,7 @@ def run_windows(
     Args:
         evidence: what is known, in the model's own space, of the frames from a number up to another.
         size: height and width of the new clip's latents; the given frames' by default.
+        first: frames of the clip that comes out before these; what conditions hold for each frame begins with those.
         how: see `Windows`.
 
     Returns:
@@ -184,10 +185,12 @@ def run_windows(
     """
     pack = frames_per_latent(vae)
     total, window, overlap = fit_windows(length, window, overlap, pack)
+    pictures = model.get_model_object("latent_format").latent_dimensions == 2
+    conditions = FrameConditions((positive, negative), first + length, first, pack, pictures)
     known = encode_frames(vae, image[:1])
     shape = torch.Size([1, known.shape[1], (window - 1) // pack + 1, *(size or known.shape[-2:])])
     count = 1 + -(-(total - window) // (window - overlap))
-    windows = Windows(model, positive, negative, count, **how)
+    windows = Windows(model, conditions, count, **how)
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
         return decode_frames(vae, model.model.process_latent_out(latents))
@@ -282,7 +285,7 @@ class ExtendVideo(io.ComfyNode):
         length = context.shape[0] + new_frames
         made = run_windows(
             model, positive, negative, vae, image, length, evidence,
-            window=window, overlap=max(1, overlap), **how,
+            window=window, overlap=max(1, overlap), first=image.shape[0] - context.shape[0], **how,
         )  # fmt: skip
         return io.NodeOutput(torch.cat([image[..., :3].to(made), made[context.shape[0] :]]))
 

@@ -47,14 +47,19 @@ def sdxl_vega():
     return sdxl((0, 0, 1, 1, 2, 2), -1, (0, 0, 0, 1, 1, 1, 2, 2, 2))
 
 
-def wan():
+def wan(in_dim=16):
     """Wan 2.1's text-to-video transformer with two of its thirty layers, 256 wide."""
     from comfy.ldm.wan.model import WanModel
 
     return WanModel(
-        model_type="t2v", in_dim=16, out_dim=16, dim=256, ffn_dim=512, freq_dim=256, text_dim=4096, num_heads=2,
+        model_type="t2v", in_dim=in_dim, out_dim=16, dim=256, ffn_dim=512, freq_dim=256, text_dim=4096, num_heads=2,
         num_layers=2, dtype=torch.float16, device="meta", operations=ops.disable_weight_init,
     )  # fmt: skip
+
+
+def wan_i2v():
+    """Wan 2.2's from images: the same with what is known of the frames, and a mask of it, beside the latents."""
+    return wan(36)
 
 
 LTX2_SIZES = dict(
@@ -196,6 +201,7 @@ MODELS = {
     "sdxl": sdxl,
     "sdxl_vega": sdxl_vega,
     "wan": wan,
+    "wan_i2v": wan_i2v,
     "ltx2": ltx2,
     "minimax_h3": minimax_h3,
     "sd15_control": sd15_control,

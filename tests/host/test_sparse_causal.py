@@ -26,6 +26,7 @@ def test_frames_see_the_first_and_the_one_before(server, latents):
     with weights(server, "sd15", "diffusion_models", "UNETLoader") as name:
         _, nodes = model_and_clips("sd15", name, server)
         nodes["9"] = node("SparseCausalAttention", model=["1", 0])
+        nodes["10"] = node("NoAttention", model=["9", 0])
         for changed in (None, 0, 1, 3):
             clip = noise.clone()
             if changed is not None:
@@ -33,7 +34,7 @@ def test_frames_see_the_first_and_the_one_before(server, latents):
             file = f"frames_{changed}.latent"
             save_file({"latent_tensor": clip, "latent_format_version_0": torch.zeros(1)}, server.base / "input" / file)
             nodes[f"20{changed}"] = node("LoadLatent", latent=file)
-            for kind, model in (("plain", "1"), ("patched", "9")):
+            for kind, model in (("plain", "1"), ("patched", "9"), ("overridden", "10")):
                 nodes[f"{kind}{changed}"] = from_noise(model, f"20{changed}")
                 nodes[f"keep_{kind}{changed}"] = keep_latent(f"{kind}{changed}", f"latents/{kind}{changed}")
         nodes["30"] = node("LatentFromBatch", samples=["20None", 0], batch_index=0, length=1)
@@ -49,6 +50,8 @@ def test_frames_see_the_first_and_the_one_before(server, latents):
     assert [changes("plain", frame) for frame in (0, 1, 3)] == [[0], [1], [3]]
     # Two steps: what frame 1 passes on to frame 2 in the first reaches frame 3 in the second.
     assert [changes("patched", frame) for frame in (0, 1, 3)] == [[0, 1, 2, 3], [1, 2, 3], [3]]
+    # Another node's attention serves this one too, and its own finds nothing in other frames.
+    assert [changes("overridden", frame) for frame in (0, 1, 3)] == [[0], [1], [3]]
     torch.testing.assert_close(found["keep_one_patched"], found["keep_one_plain"], atol=1e-3, rtol=1e-3)
 
 

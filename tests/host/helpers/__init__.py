@@ -57,6 +57,22 @@ class ChangeSkips:
         return (model,)
 
 
+class NoAttention:
+    """An attention of its own for every layer, as packs bring faster ones; this one finds nothing."""
+
+    CATEGORY, RETURN_TYPES, FUNCTION = "tests", ("MODEL",), "override"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def override(self, model):
+        model = model.clone()
+        nothing = lambda attention, *args, **kwargs: torch.zeros_like(attention(*args, **kwargs))  # noqa: E731
+        model.model_options["transformer_options"]["optimized_attention_override"] = nothing
+        return (model,)
+
+
 class CompileModel:
     """What the host's TorchCompileModel does, with any of PyTorch's backends ("aot_eager" spares minutes), and for parts of
     the network, as other packs do by the same call.
@@ -91,5 +107,5 @@ class CompiledGraphs:
         return {"ui": {"text": [str(counters["stats"]["unique_graphs"]), *counters["graph_break"]]}}
 
 
-NODES = (RandomConditioning, HashWeights, ChangeSkips, CompileModel, CompiledGraphs)
+NODES = (RandomConditioning, HashWeights, ChangeSkips, NoAttention, CompileModel, CompiledGraphs)
 NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in NODES}
