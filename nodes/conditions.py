@@ -67,7 +67,7 @@ class FrameConditions:
                 made[name] = value
             return [self._tensors("text", text, places) if self.pictures else text, made]
 
-        return [[of_window(*part) for part in conditioning] for conditioning in self.conditionings]
+        return [[of_window(part[0], part[1]) for part in conditioning] for conditioning in self.conditionings]
 
     def _tensors(self, name: str, value, places: dict):
         if isinstance(value, (list, tuple)):
@@ -82,15 +82,16 @@ class FrameConditions:
         if control is None:
             return None
         if id(control) not in made:
-            cut = control.copy()
-            if isinstance(hint := control.cond_hint_original, torch.Tensor):
-                cut.cond_hint_original = self._select(hint, 0, {self.frames: places[self.frames]}, "a ControlNet")
-            cut.extra_concat_orig = [
-                self._select(mask, 0, {self.frames: places[self.frames]}, "a ControlNet's mask")
-                for mask in control.extra_concat_orig
-            ]
-            cut.set_previous_controlnet(self._control(control.previous_controlnet, places, made))
-            made[id(control)] = cut
+            pictures = {self.frames: places[self.frames]}
+            before, hint, masks = control.previous_controlnet, control.cond_hint_original, control.extra_concat_orig
+            new_before = self._control(before, places, made)
+            new_hint = self._select(hint, 0, pictures, "a ControlNet") if isinstance(hint, torch.Tensor) else hint
+            new_masks = [self._select(mask, 0, pictures, "a ControlNet's mask") for mask in masks]
+            if new_before is before and new_hint is hint and all(a is b for a, b in zip(new_masks, masks, strict=True)):
+                made[id(control)] = control
+            else:
+                made[id(control)] = cut = control.copy().set_previous_controlnet(new_before)
+                cut.cond_hint_original, cut.extra_concat_orig = new_hint, new_masks
         return made[id(control)]
 
     def _select(self, value: torch.Tensor, axis: int, places: dict, what: str) -> torch.Tensor:

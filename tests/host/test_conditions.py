@@ -167,6 +167,7 @@ class Control:
 
     def set_previous_controlnet(self, control):
         self.previous_controlnet = control
+        return self
 
 
 def count(frames, *rest):
@@ -210,3 +211,5 @@ def test_controlnets_are_copied_once_and_keep_their_order():
     assert len(made.cond_hint_original) == 1
     assert made.previous_controlnet.cond_hint_original[:, 0, 0, 0].tolist() == [3, 4]
     assert len(first.cond_hint_original) == 6
+    first.cond_hint_original = count(1, 3, 8, 8)  # nothing belongs to single frames: they stay themselves
+    assert module.FrameConditions(texts, 6, 0, 1, True).of(3, 2)[0][0][1]["control"] is second
