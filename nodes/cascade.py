@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..vidcore.guide.extend import stream
 from ..vidcore.systems.snap.stages import corrupt, enlarge
+from .conditions import FrameConditions
 from .convert import clip_to_images, images_to_clip
 from .extend import MEMORY_SAVER, Windows
 from .host_snap import LOW, HostFIT
@@ -80,7 +81,8 @@ class UpsampleVideoCascade(io.ComfyNode):
         length = low.shape[2]
         if length < config.frames:  # the model makes no fewer: the last frame stands still, and is cut off again
             low = torch.cat([low, low[:, :, -1:].expand(-1, -1, config.frames - length, -1, -1)], dim=2)
-        windows = Cascade(low, math.log(corruption), model, positive, negative, overlap, **how)
+        conditions = FrameConditions((positive, negative), length, 0, 1, pictures=False)
+        windows = Cascade(low, math.log(corruption), model, conditions, overlap, **how)
         made = torch.cat([clip_to_images(block).clamp(0, 1).cpu() for block in windows.clips()])[:length]
         return io.NodeOutput(made, ui=ui.PreviewText(notice) if notice else None)
 
@@ -108,10 +110,10 @@ def fit(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, str | None]:
 class Cascade(Windows):
     """Windows of a clip, each of which sees its own part of the clip to enlarge, corrupted by noise of its own."""
 
-    def __init__(self, low: Tensor, level: float, model, positive, negative, overlap: int, **how):
+    def __init__(self, low: Tensor, level: float, model, conditions: FrameConditions, overlap: int, **how):
         frames = model.get_model_object("diffusion_model").config.frames
         count = 1 + -(-(low.shape[2] - frames) // (frames - overlap))
-        super().__init__(model, positive, negative, count, **how)
+        super().__init__(model, conditions, count, **how)
         self.low, self.level, self.plain, self.frames, self.overlap = low, level, model, frames, overlap
 
     def clips(self):
