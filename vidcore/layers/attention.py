@@ -1,4 +1,4 @@
-"""Attention over space and over time, both through one call.
+"""Attention over space and over time: long sequences through one call, the few frames of a clip with written-out weights.
 
 Every layer takes ``operations``, a namespace that provides Linear, GroupNorm, Embedding...: `torch.nn` in the core,
 the host's own (which cast and page weights) inside ComfyUI.
@@ -28,7 +28,7 @@ def head_count(channels: int, head_width: int) -> int:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
-    """Multi-head softmax attention, the only one in the core.
+    """Multi-head softmax attention by PyTorch's fused kernels.
 
     Args:
         q: queries, N L (heads d).
