@@ -32,21 +32,15 @@ class FrameConditions:
 
     def __init__(self, conditionings: tuple, frames: int, first: int, pack: int, pictures: bool):
         self.conditionings, self.frames, self.first, self.pack, self.pictures = conditionings, frames, first, pack, pictures
-        self.cut = False  # whether anything is
+        self.latents = (frames - 1) // pack + 1
         self.of(0, 1)
-        if self.cut and first % pack:
-            raise ValueError(
-                f"the conditioning holds something for each frame, and this model packs {pack} of them into a latent. "
-                f"Please leave out {first % pack} of the given frames, so that whole latents are cut."
-            )
 
     def of(self, start: int, count: int) -> list:
         """Conditionings for ``count`` frames from the ``start``-th of the windows on; past the end, as for the last one."""
         start += self.first
-        latents = (self.frames - 1) // self.pack + 1
         places = {
             self.frames: [min(start + i, self.frames - 1) for i in range(count)],
-            latents: [min(start // self.pack + i, latents - 1) for i in range((count - 1) // self.pack + 1)],
+            self.latents: [min(start // self.pack + i, self.latents - 1) for i in range((count - 1) // self.pack + 1)],
         }
         controls: dict[int, object] = {}  # shared by prompts, as before, so that the host can run them together
 
@@ -99,10 +93,14 @@ class FrameConditions:
         if count == 1:
             return value
         if count not in places:
-            latents = "" if self.pack == 1 or len(places) == 1 else f", in {(self.frames - 1) // self.pack + 1} latents"
+            latents = f", in {self.latents} latents" if len(places) > 1 else ""
             raise ValueError(
                 f"{what} is made for {count} frames or latents, and the clip that comes out has {self.frames} frames"
                 f"{latents}. Please give it one for all frames, or one for each, given frames too."
             )
-        self.cut = True
+        if self.first % self.pack:
+            raise ValueError(
+                f"{what} is made for each frame, and this model packs {self.pack} of them into a latent. Please leave out "
+                f"{self.first % self.pack} of the given frames, so that whole latents are cut."
+            )
         return value.index_select(axis, torch.tensor(places[count], device=value.device))

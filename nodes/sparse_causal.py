@@ -13,8 +13,8 @@ def attend_across_frames(q, k, v, extra_options):
     pictures, parts = q.shape[0], len(extra_options["cond_or_uncond"])
 
     def attend(q, k, v):
-        # The host puts its kernels in an order of its own, first the one that on Hopper takes twice as long as PyTorch's
-        # first (benchmarks/README.md).
+        # The host has an order of kernels of its own, whose first takes nearly twice as long on Hopper as PyTorch's first
+        # (benchmarks/README.md).
         if optimized_attention is attention_pytorch and "optimized_attention_override" not in extra_options:
             return attention(q, k, v, extra_options["n_heads"])
         return optimized_attention(
