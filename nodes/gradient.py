@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils._pytree import tree_map_only
 
 from .checkpoint import OVERWRITTEN, keep_copies
+from .kept import kept
 from .kernels import give_kernels_gradients
 
 Result = TypeVar("Result")
@@ -174,7 +175,7 @@ def _kept():
     """Inside, values that the way back needs are kept from before the host writes over them."""
     token = keep_copies.set(True)
     try:
-        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        with kept():
             yield
     finally:
         keep_copies.reset(token)
