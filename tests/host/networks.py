@@ -31,23 +31,65 @@ def text(width, tokens=8):
     return torch.randn(1, tokens, width)
 
 
+WAN = dict(in_dim=16, out_dim=16, dim=64, ffn_dim=128, freq_dim=32, text_dim=48, num_heads=2, num_layers=2)
+
+
+def wan_given(**more):
+    return dict(timestep=SIGMA * 1000, context=text(48), **more)
+
+
 def wan(made):
     from comfy.ldm.wan.model import WanModel
 
-    sizes = dict(model_type="t2v", in_dim=16, out_dim=16, dim=64, ffn_dim=128, freq_dim=32, text_dim=48, num_heads=2)
-    return WanModel(**sizes, num_layers=2, **made), VIDEO, dict(timestep=SIGMA * 1000, context=text(48))
+    return WanModel(model_type="t2v", **WAN, **made), VIDEO, wan_given()
+
+
+def wan_from_image(made):
+    from comfy.ldm.wan.model import WanModel
+
+    return WanModel(model_type="i2v", **WAN, **made), VIDEO, wan_given(clip_fea=torch.randn(1, 5, 1280))
+
+
+def wan_vace(made):
+    from comfy.ldm.wan.model import VaceWanModel
+
+    control = torch.randn(1, 1, 96, 3, 8, 8)
+    net = VaceWanModel(vace_layers=1, vace_in_dim=96, **WAN, **made)
+    return net, VIDEO, wan_given(vace_context=control, vace_strength=[1.0])
+
+
+def wan_camera(made):
+    from comfy.ldm.wan.model import CameraWanModel
+
+    return CameraWanModel(**WAN, **made), VIDEO, wan_given(camera_conditions=torch.randn(1, 24, 3, 64, 64))
+
+
+def wan_animate(made):
+    from comfy.ldm.wan.model_animate import AnimateWanModel
+
+    return AnimateWanModel(**WAN, **made), VIDEO, wan_given(pose_latents=torch.randn(1, 16, 3, 8, 8))
+
+
+HUNYUAN = dict(
+    in_channels=16, out_channels=16, vec_in_dim=24, context_in_dim=48, hidden_size=64, mlp_ratio=4.0, num_heads=2, depth=2,
+    depth_single_blocks=2, axes_dim=[8, 12, 12], theta=256, patch_size=[1, 2, 2], qkv_bias=True, guidance_embed=False,
+    byt5=False, meanflow=False, use_cond_type_embedding=False, vision_in_dim=None, meanflow_sum=False,
+)  # fmt: skip
 
 
 def hunyuan_video(made):
     from comfy.ldm.hunyuan_video.model import HunyuanVideo
 
-    sizes = dict(
-        in_channels=16, out_channels=16, vec_in_dim=24, context_in_dim=48, hidden_size=64, mlp_ratio=4.0, num_heads=2,
-        depth=2, depth_single_blocks=2, axes_dim=[8, 12, 12], theta=256, patch_size=[1, 2, 2], qkv_bias=True,
-        guidance_embed=False, byt5=False, meanflow=False, use_cond_type_embedding=False, vision_in_dim=None,
-        meanflow_sum=False,
-    )  # fmt: skip
-    return HunyuanVideo(**sizes, **made), VIDEO, dict(timestep=SIGMA, context=text(48), y=torch.randn(1, 24))
+    return HunyuanVideo(**HUNYUAN, **made), VIDEO, dict(timestep=SIGMA, context=text(48), y=torch.randn(1, 24))
+
+
+def hunyuan_video_15(made):
+    from comfy.ldm.hunyuan_video.model import HunyuanVideo
+
+    own = dict(vec_in_dim=None, depth_single_blocks=0, patch_size=[1, 1, 1], byt5=True, use_cond_type_embedding=True)
+    net = HunyuanVideo(**HUNYUAN | own | {"vision_in_dim": 40}, **made)
+    given = dict(timestep=SIGMA, context=text(48), txt_byt5=text(1472), clip_fea=torch.randn(1, 5, 40))
+    return net, VIDEO, given
 
 
 def ltxv(made):
@@ -79,6 +121,18 @@ def minimax_h3(made):
         time_embed_dim=32, rope_inv_freq_len=4, **made,
     )  # fmt: skip
     return net, [VIDEO, (1, 32, 2, 8)], dict(timestep=SIGMA * 1000, context=text(64))
+
+
+def cosmos(made):
+    from comfy.ldm.cosmos.model import GeneralDIT
+
+    net = GeneralDIT(
+        max_img_h=240, max_img_w=240, max_frames=128, in_channels=16, out_channels=16, patch_spatial=2, patch_temporal=1,
+        model_channels=64, num_blocks=2, num_heads=2, crossattn_emb_channels=48, pos_emb_cls="rope3d",
+        pos_emb_learnable=True, block_x_format="THWBD", affline_emb_norm=True, use_adaln_lora=True, adaln_lora_dim=16,
+        extra_per_block_abs_pos_emb=True, extra_per_block_abs_pos_emb_type="learnable", **made,
+    )  # fmt: skip
+    return net, VIDEO, dict(timesteps=SIGMA, context=text(48), fps=torch.tensor([24.0]))
 
 
 def cosmos_predict2(made):
@@ -141,6 +195,50 @@ def flux(made):
     return Flux(**sizes, **made), (1, 16, 8, 8), dict(timestep=SIGMA, context=text(48), y=torch.randn(1, 24))
 
 
+def stable_diffusion_3(made):
+    from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
+
+    net = OpenAISignatureMMDITWrapper(
+        input_size=None, pos_embed_max_size=16, patch_size=2, in_channels=16, depth=2, num_patches=256, adm_in_channels=24,
+        context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 128}}, **made,
+    )  # fmt: skip
+    return net, (1, 16, 8, 8), dict(timesteps=SIGMA * 1000, context=text(48), y=torch.randn(1, 24))
+
+
+def chroma(made):
+    from comfy.ldm.chroma.model import Chroma
+
+    net = Chroma(
+        in_channels=64, out_channels=64, context_in_dim=48, hidden_size=64, mlp_ratio=4.0, num_heads=2, depth=2,
+        depth_single_blocks=2, axes_dim=[8, 12, 12], theta=10000, patch_size=2, qkv_bias=True, in_dim=64, out_dim=64,
+        hidden_dim=64, n_layers=2, txt_ids_dims=[], vec_in_dim=None, **made,
+    )  # fmt: skip
+    return net, (1, 16, 8, 8), dict(timestep=SIGMA, context=text(48), guidance=torch.zeros(1))
+
+
+def z_image(made):
+    from comfy.ldm.lumina.model import NextDiT
+
+    net = NextDiT(
+        patch_size=2, in_channels=16, dim=256, n_layers=2, n_refiner_layers=1, n_heads=8, n_kv_heads=8, multiple_of=32,
+        ffn_dim_multiplier=2.0, qk_norm=True, cap_feat_dim=48, axes_dims=[8, 12, 12], axes_lens=[64, 64, 64],
+        z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=32, **made,
+    )  # fmt: skip
+    return net, (1, 16, 8, 8), dict(timesteps=SIGMA, context=text(48), num_tokens=8)
+
+
+def hidream(made):
+    from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
+
+    net = HiDreamImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=32,
+        num_attention_heads=2, caption_channels=[48, 40], text_emb_dim=24, axes_dims_rope=(16, 8, 8),
+        llama_layers=[0, 1, 2, 3], **made,
+    )  # fmt: skip
+    given = dict(t=SIGMA * 1000, y=torch.randn(1, 24), context=text(48))
+    return net, (1, 16, 8, 8), {**given, "encoder_hidden_states_llama3": torch.randn(1, 4, 8, 40)}
+
+
 def unet(made):
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
@@ -152,7 +250,51 @@ def unet(made):
     return net, (2, 4, 8, 8), dict(timesteps=SIGMA.expand(2) * 1000, context=text(48).expand(2, -1, -1))
 
 
-NETWORKS = [wan, hunyuan_video, ltxv, ltx2, minimax_h3, cosmos_predict2, mochi, cogvideo, kandinsky5, qwen_image, flux, unet]
+def stable_video_diffusion(made):
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    net = UNetModel(
+        image_size=32, in_channels=4, out_channels=4, model_channels=64, num_res_blocks=[1, 1], channel_mult=[1, 2],
+        num_head_channels=32, use_spatial_transformer=True, context_dim=48, legacy=False, transformer_depth=[1, 1],
+        transformer_depth_middle=1, transformer_depth_output=[1, 1, 1, 1], use_linear_in_transformer=True,
+        num_classes="sequential", adm_in_channels=24, use_temporal_attention=True, use_temporal_resblock=True,
+        video_kernel_size=[3, 1, 1], extra_ff_mix_layer=True, use_spatial_context=True, merge_factor=0.0,
+        merge_strategy="learned_with_images", **made,
+    )  # fmt: skip
+    words = text(48)
+    given = dict(timesteps=SIGMA.expand(4) * 1000, context=words.expand(4, -1, -1), time_context=words)
+    return net, (4, 4, 8, 8), {**given, "y": torch.randn(4, 24), "num_video_frames": 4, "image_only_indicator": None}
+
+
+class Overwriting(torch.nn.Module):
+    """Not the host's: writes over what the way back needs, and over the whole of what it needs a part of, again and again in
+    memory that became free.
+    """
+
+    def __init__(self, operations, **made):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([operations.Linear(16, 16, **made) for _ in range(20)])
+
+    def forward(self, x, transformer_options):
+        made = torch.zeros_like(x)
+        for block in self.blocks:
+            values = block(x)
+            whole, half = values**2, values[..., 8:] ** 2
+            values.mul_(0.5)
+            made = made + whole + values + torch.cat([half, half], dim=-1)
+            del values
+        return made
+
+
+def overwriting(made):
+    return Overwriting(**made), (64, 16), {}
+
+
+NETWORKS = [
+    wan, wan_from_image, wan_vace, wan_camera, wan_animate, hunyuan_video, hunyuan_video_15, ltxv, ltx2, minimax_h3, cosmos,
+    cosmos_predict2, mochi, cogvideo, kandinsky5, stable_video_diffusion, qwen_image, flux, stable_diffusion_3, chroma,
+    z_image, hidream, unet, overwriting,
+]  # fmt: skip
 
 
 def measured(make) -> dict:
