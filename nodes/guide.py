@@ -1,7 +1,7 @@
 """ReconstructionGuide: what is known about a clip steers any MODEL (VDM section 3.1)."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import comfy.model_management
@@ -24,12 +24,14 @@ from .convert import (
 )  # fmt: skip
 from .gradient import Safeguards, gradients, plain
 from .host_cmd import MotionModel
+from .one_device import on_one_device
 from .parts import packed, parts_of, video_of
 from .samplers import host_level
 
 KEY = "vidcore_reconstruction"
 KINDS = ["frames", "mask", "low_resolution", "temporal_average"]
 PLACES = ["latent", "pixels"]
+CACHES = ("easycache", "lazycache")  # the host's keys
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,27 @@ def still(patcher):
     return patcher.clone(disable_dynamic=True) if patcher.is_dynamic() else patcher.clone()
 
 
+def without_caches(model, others: Sequence[str] = ()):
+    """A clone that runs the network at every step: EasyCache and LazyCache answer some of them from the steps before.
+
+    Args:
+        model: a MODEL.
+        others: keys of more wrappers that are left out.
+    """
+    model = model.clone()
+    for wrappers in model.wrappers.values():
+        for key in (*CACHES, *others):
+            wrappers.pop(key, None)
+    return model
+
+
+def network_alone(model):
+    """A clone to train with, `still`: it says what the network says, without caches and without what guides sampling."""
+    model = without_caches(still(model), [KEY])
+    model.model_options = {k: v for k, v in model.model_options.items() if not k.startswith("sampler_")}
+    return model
+
+
 def guided(model, guide: Guide):
     """A clone of a MODEL with one more guide."""
     model = still(model)
@@ -168,6 +191,7 @@ def guided(model, guide: Guide):
     for kind, function in ((wrappers.OUTER_SAMPLE, guides.sample), (wrappers.PREDICT_NOISE, guides.predict)):
         model.remove_wrappers_with_key(kind, KEY)
         model.add_wrapper_with_key(kind, KEY, function)
+    on_one_device(model, "it takes no gradients, by which guidance works.")
     return model
 
 

@@ -16,7 +16,7 @@ from ..vidcore.codec import content_motion
 from ..vidcore.codec.content_motion import ContentMotionCodec, ContentMotionConfig, Encoded
 from ..vidcore.systems.cmd import MotionConfig, MotionDiT
 from ..vidcore.systems.cmd.checkpoint import from_info
-from .host_place import place
+from .host_place import patchable, place
 from .host_vdm import EpsSampling, VSampling, X0Sampling
 
 # Where a MODEL keeps its content frames, N C H W in [-1, 1], among its transformer options.
@@ -42,6 +42,7 @@ class HostMotionDiT(MotionDiT):
         super().__init__(config, operations, device, dtype)
         self.dtype = dtype
 
+    @patchable
     def forward(self, x, timesteps, context=None, control=None, transformer_options={}, **kwargs):
         content = transformer_options.get(CONTENT)
         if content is None:

@@ -30,20 +30,26 @@ class FoldedUNet(UNetModel):
         super().__init__(**unet_arguments(config), device=device, dtype=dtype, operations=operations)
         self.config = config
 
-    def forward(self, x, timesteps=None, context=None, y=None, control=None, transformer_options={}, **kwargs):
+    def fold(self, x):
+        """Pictures B 3 H W as the network has them. Raises ValueError for sizes that it cannot take."""
         if x.shape[-1] % self.config.stride or x.shape[-2] % self.config.stride:
             raise ValueError(
                 f"this model makes pictures whose width and height are multiples of {self.config.stride}, "
                 f"and was asked for {x.shape[-1]}x{x.shape[-2]}"
             )
-        folded = F.pixel_unshuffle(x, self.config.patch)
-        out = super().forward(folded, 1000 * timesteps, context, y, control, transformer_options, **kwargs)
-        return F.pixel_shuffle(out, self.config.patch)
+        return F.pixel_unshuffle(x, self.config.patch)
+
+    def unfold(self, x):
+        return F.pixel_shuffle(x, self.config.patch)
+
+    def _forward(self, x, timesteps=None, *args, **kwargs):  # inside what a MODEL wraps around the network
+        return self.unfold(super()._forward(self.fold(x), 1000 * timesteps, *args, **kwargs))
 
 
 class ImageModel(comfy.model_base.BaseModel):
     def __init__(self, model_config, device=None):
         super().__init__(model_config, device=device, unet_model=FoldedUNet)
+        model_config.unet_config["model_channels"] = self.diffusion_model.model_channels  # where FreeU looks
         self.model_sampling = X0Sampling(model_config)
 
 

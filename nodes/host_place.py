@@ -1,9 +1,11 @@
-"""From a checkpoint of ours to a MODEL that the host places, casts and pages like its own."""
+"""From a checkpoint of ours to a MODEL that the host places, casts, pages and patches like its own."""
 
+import functools
 from collections.abc import Callable
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.supported_models_base
 
 from ..vidcore import weights
@@ -38,3 +40,17 @@ def place(
     model.load_model_weights(net, assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (load, (path,))
     return patcher
+
+
+def patchable(forward: Callable) -> Callable:
+    """The forward of a network under the host's calling convention, inside what a MODEL wraps around it (EasyCache does)."""
+
+    @functools.wraps(forward)
+    def call(self, x, timesteps, context=None, control=None, transformer_options={}, **kwargs):
+        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(
+            functools.partial(forward, self), self, comfy.patcher_extension.get_all_wrappers(kind, transformer_options)
+        )
+        return executor.execute(x, timesteps, context, control, transformer_options, **kwargs)
+
+    return call

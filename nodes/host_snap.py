@@ -15,7 +15,7 @@ from ..vidcore.edm import EDM
 from ..vidcore.schedule import expand_as
 from ..vidcore.systems.snap import FIT, SnapConfig
 from ..vidcore.systems.snap.checkpoint import from_info
-from .host_place import place
+from .host_place import patchable, place
 from .host_vdm import PixelClips
 
 # What Set Frame Rate puts into a CONDITIONING.
@@ -66,6 +66,7 @@ class HostFIT(FIT):
         # By the host's name for a conditioning in one run of a sampler: where the noise was last, and the latents then.
         self.seen: OrderedDict[object, tuple[float, torch.Tensor]] = OrderedDict()
 
+    @patchable
     def forward(self, x, timesteps, context=None, control=None, transformer_options={}, interval=None, size=None, **kwargs):
         config, now = self.config, float(timesteps.flatten()[0])
         interval = x.new_full((len(x),), config.interval) if interval is None else interval

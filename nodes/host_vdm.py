@@ -13,7 +13,7 @@ from ..vidcore import weights
 from ..vidcore.schedule import CosineSchedule
 from ..vidcore.systems.vdm import UNet3D, VDMConfig
 from ..vidcore.systems.vdm.checkpoint import from_info
-from .host_place import place
+from .host_place import patchable, place
 
 
 class PixelClips(comfy.latent_formats.LatentFormat):
@@ -87,6 +87,7 @@ class HostUNet3D(UNet3D):
         super().__init__(config, operations, device, dtype)
         self.dtype = dtype
 
+    @patchable
     def forward(self, x, timesteps, context=None, control=None, transformer_options={}, **kwargs):
         return super().forward(x, self.config.schedule.log_snr(timesteps.double()).float(), context)
 

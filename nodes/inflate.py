@@ -1,5 +1,6 @@
 """Tune-A-Video's layers on the host's image models, by patching a MODEL: its own weights and modules stay as they are."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +17,13 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from ..vidcore.layers.clip_norm import norm_over_clip
 from ..vidcore.systems.tune_a_video import Block, TuneConfig, TunedLayers, added_query
 from ..vidcore.systems.tune_a_video.wire import WithTemporal
+from .one_device import on_one_device
 from .sparse_causal import add_sparse_causal, image_unet
 
 KEY = "vidcore_tune_a_video"
 # Weights of each block that enter the base model's fingerprint.
 SAMPLES = 16
+ONE_NETWORK = "layers beside an image model stand around one copy of it."
 
 
 def wrap(model, place: str, kind, *arguments) -> None:
@@ -60,9 +63,11 @@ def fingerprint(model, blocks: tuple[Block, ...]) -> torch.Tensor:
 
 def layers_patcher(layers: torch.nn.Module) -> comfy.model_patcher.ModelPatcher:
     """Layers as something that the host places, beside the model."""
-    return comfy.model_patcher.ModelPatcher(
+    patcher = comfy.model_patcher.ModelPatcher(
         layers, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     )
+    patcher.cached_patcher_init = (lambda: layers_patcher(copy.deepcopy(layers)), ())  # for another device
+    return patcher
 
 
 def inflate(model, patcher: comfy.model_patcher.ModelPatcher, strength: float = 1.0):
@@ -83,6 +88,7 @@ def inflate(model, patcher: comfy.model_patcher.ModelPatcher, strength: float = 
     if layers.config.norm == "clip":
         _norm_over_clip(model)
     model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), patcher])
+    on_one_device(model, ONE_NETWORK)
     return model
 
 

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from ..vidcore.sample import invert, round_trip_error
+from .guide import without_caches
 from .parts import parts_of, video_of
 from .sample import check_latent
 from .samplers import PAPER_SCHEDULE, SCHEDULES, host_level, make_sigmas, walker
@@ -116,8 +117,8 @@ class DDIMInvert(io.ComfyNode):
         walk = _Walk(model, shapes, tries, round_trip, len(sigmas) - 1, cls.hidden.unique_id)
         noise = comfy.sample.prepare_noise(samples, seed) * float(sigmas[0] > 0)
         latent["samples"] = comfy.sample.sample_custom(
-            model, noise, guidance_scale, comfy.samplers.KSAMPLER(walk), sigmas, positive,
-            [] if negative is None else negative, samples, disable_pbar=True, seed=seed,
+            without_caches(model), noise, guidance_scale, comfy.samplers.KSAMPLER(walk), sigmas, positive,
+            positive if negative is None else negative, samples, disable_pbar=True, seed=seed,
         )  # fmt: skip
         return io.NodeOutput(latent, walk.error)
 

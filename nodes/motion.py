@@ -7,7 +7,9 @@ import torch
 
 from ..vidcore.systems.harivo import HarivoConfig, MotionModule
 from ..vidcore.systems.harivo.wire import WithMotion, moved_input
-from .inflate import find_blocks, wrap
+from .host_image import FoldedUNet
+from .inflate import ONE_NETWORK, find_blocks, wrap
+from .one_device import on_one_device
 from .samplers import host_level
 from .sparse_causal import image_unet
 
@@ -39,16 +41,18 @@ def add_motion(model, module: MotionModule, patcher: comfy.model_patcher.ModelPa
     model, key = model.clone(), f"{KEY}_{id(module)}"
     for block, layer in zip(module.config.blocks, module.temporal, strict=True):
         wrap(model, block.name, WithMotion, layer, key, strength)
-    sampling = model.get_model_object("model_sampling")
+    sampling, net = model.get_model_object("model_sampling"), model.get_model_object("diffusion_model")
+    fold, unfold = (net.fold, net.unfold) if isinstance(net, FoldedUNet) else (lambda x: x,) * 2
 
     def move(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
         """DIFFUSION_MODEL: mapping network in front, frame tokens behind the text. ControlNets have had the plain text."""
         frames = x.shape[0] // len(transformer_options.get("cond_or_uncond", [0]))
         level, _ = host_level(sampling, float(transformer_options["sigmas"].flatten()[0]))
-        x, context, tokens = moved_input(module, x, context, level.sigma, frames, strength)
+        x, context, tokens = moved_input(module, fold(x), context, level.sigma, frames, strength)
         options = {**transformer_options, key: tokens}
-        return executor(x, timesteps, context, y, control, options, **kwargs)
+        return executor(unfold(x), timesteps, context, y, control, options, **kwargs)
 
     model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, move)
     model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), patcher])
+    on_one_device(model, ONE_NETWORK)
     return model

@@ -10,7 +10,8 @@ from ..vidcore.layers.sparse_causal import sparse_causal
 
 def attend_across_frames(q, k, v, extra_options):
     """The host's replacement for self-attention; a batch holds the frames once for each of its conditionings."""
-    pictures, parts = q.shape[0], len(extra_options["cond_or_uncond"])
+    shape, parts = q.shape, len(extra_options["cond_or_uncond"])
+    q = q.reshape(k.shape[0], -1, shape[2])  # HyperTile cuts each frame's queries into tiles, and its keys not
 
     def attend(q, k, v):
         # The host has an order of kernels of its own, whose first takes nearly twice as long on Hopper as PyTorch's first
@@ -26,7 +27,7 @@ def attend_across_frames(q, k, v, extra_options):
             transformer_options=extra_options,
         )
 
-    return sparse_causal(q, k, v, pictures // parts, attend)
+    return sparse_causal(q, k, v, k.shape[0] // parts, attend).reshape(shape)
 
 
 def image_unet(model, node: str) -> UNetModel:

@@ -13,7 +13,7 @@ from ..vidcore.systems.harivo import MotionModule
 from ..vidcore.systems.harivo.checkpoint import SYSTEM, from_info, load_motion, to_info
 from ..vidcore.systems.tune_a_video.checkpoint import distance
 from .folders import MOTION
-from .guide import still
+from .guide import network_alone
 from .inflate import fingerprint, layers_patcher
 from .motion import add_motion, motion_config, new_module
 from .motion_clips import Texts, collect
@@ -184,7 +184,7 @@ class TrainMotionModule(io.ComfyNode):
                 if with_state:
                     run.tuning.save(path.with_suffix(STATE), {**info, "fingerprint": base.tolist()})
 
-        guider = ClipsGuider(add_motion(still(model), module, patcher))
+        guider = ClipsGuider(add_motion(network_alone(model), module, patcher))
         guider.set_texts([c.positive for c in clips])
         first = clips[0].mean[:length]
         with keeping(run, save, path, cls.hidden.unique_id, "give a smaller length"):

@@ -12,7 +12,7 @@ from ..vidcore import weights
 from ..vidcore.systems.tune_a_video import from_info, load_tuned, to_info
 from ..vidcore.systems.tune_a_video.checkpoint import same_base
 from .folders import TUNED
-from .guide import still
+from .guide import network_alone
 from .inflate import fingerprint, inflate, layers_patcher, new_layers, tune_config
 from .sample import check_latent
 from .tune_files import check_room, check_same_run, describe, first_folder, free_path, prompt_text
@@ -138,7 +138,7 @@ class TuneAVideo(io.ComfyNode):
 
         with keeping(run, save, path, cls.hidden.unique_id, "give fewer frames"):
             comfy.sample.sample_custom(
-                inflate(still(model), patcher), torch.zeros_like(mean), 1.0, comfy.samplers.KSAMPLER(run),
+                inflate(network_alone(model), patcher), torch.zeros_like(mean), 1.0, comfy.samplers.KSAMPLER(run),
                 torch.zeros(2), positive, [], mean, disable_pbar=True, seed=seed,
             )  # fmt: skip
         save(keep_state)

@@ -1,9 +1,12 @@
 """A node pack for the tests alone: conditioning of any width, so that a model can run without its text encoder; and more."""
 
 import hashlib
+from unittest.mock import patch
 
+import comfy.model_management
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_multigpu import MultiGPUCFGSplitNode
 from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from torch._dynamo.utils import counters
 
@@ -107,5 +110,20 @@ class CompiledGraphs:
         return {"ui": {"text": [str(counters["stats"]["unique_graphs"]), *counters["graph_break"]]}}
 
 
-NODES = (RandomConditioning, HashWeights, ChangeSkips, NoAttention, CompileModel, CompiledGraphs)
+class SplitOverTwo:
+    """The host's MultiGPU CFG Split, with the processor under two names as its two GPUs."""
+
+    CATEGORY, RETURN_TYPES, FUNCTION = "tests", ("MODEL",), "split"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def split(self, model):
+        devices = [torch.device("cpu"), torch.device("cpu", 0)]
+        with patch.object(comfy.model_management, "get_all_torch_devices", lambda exclude_current=False: devices):
+            return MultiGPUCFGSplitNode.execute(model, max_gpus=2).result
+
+
+NODES = (RandomConditioning, HashWeights, ChangeSkips, NoAttention, CompileModel, CompiledGraphs, SplitOverTwo)
 NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in NODES}
