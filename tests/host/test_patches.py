@@ -138,6 +138,26 @@ def test_inversion_asks_the_network_at_every_step(nodes, latents):
     assert torch.isfinite(found["23k"]).all()
 
 
+@pytest.mark.parametrize("ours", ["LoadMotionModule", "SparseCausalAttention"])
+def test_the_hosts_context_windows_make_clips_of_their_own(nodes, latents, ours):
+    """What is far from a frame does not reach it in one step; a window as long as the clip changes nothing."""
+    files = {"LoadMotionModule": {"motion_name": MOTION}}
+    nodes["20"] = node(ours, model=["1", 0], **files.get(ours, {}))
+    for number, length in (("21", 2), ("22", 4)):
+        nodes[number] = node(
+            "ContextWindowsManual", model=["20", 0], context_length=length, context_overlap=0, dim=0, fuse_method="flat",
+            context_schedule="standard_static", context_stride=1, closed_loop=False, freenoise=False,
+            causal_window_fix=False, cond_retain_index_list="", latent_retain_index_list="", split_conds_to_windows=False,
+        )  # fmt: skip
+    nodes["23"] = node("LatentFromBatch", samples=["4", 0], batch_index=0, length=2)
+    nodes["24"] = sample(model=("20", 0), latent=("23", 0), steps=1)
+    nodes["25"] = keep_latent("24", "latents/first")
+    found = latents(sampled(nodes, ["20", "21", "22"], steps=1))
+    assert torch.equal(found["22k"], found["20k"])
+    assert not torch.allclose(found["21k"], found["20k"], atol=1e-3)
+    torch.testing.assert_close(found["21k"][:2], found["25"])
+
+
 SPLIT = {
     "sparse": (node("SparseCausalAttention"), 0),
     "guide": (node("ReconstructionGuide", kind="frames", weight=1.0, image=["7", 0], vae=["1", 2], frames="0"), 2),
