@@ -1,4 +1,4 @@
-"""The way back through networks of the host, of every family that makes videos and some that make pictures."""
+"""The way back through networks of the host: of nearly every family that makes videos, and of some that make pictures."""
 
 import json
 import os
