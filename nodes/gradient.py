@@ -17,7 +17,7 @@ import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils._pytree import tree_map_only
 
-from .checkpoint import OVERWRITTEN, keep_copies
+from .checkpoint import OVERWRITTEN
 from .kept import kept
 from .kernels import give_kernels_gradients
 
@@ -170,20 +170,9 @@ def gradients(modules):
             comfy.model_management.in_training = before
 
 
-@contextlib.contextmanager
-def _kept():
-    """Inside, values that the way back needs are kept from before the host writes over them."""
-    token = keep_copies.set(True)
-    try:
-        with kept():
-            yield
-    finally:
-        keep_copies.reset(token)
-
-
 # What errors say, and what helps against them.
 REMEDIES = {
-    OVERWRITTEN: _kept,
+    OVERWRITTEN: kept,
     "Inference tensors cannot be saved for backward": _Copies,
     "Inplace update to inference tensor outside InferenceMode": _Copies,
 }

@@ -40,6 +40,7 @@ class FoldedUNet(UNetModel):
         return F.pixel_unshuffle(x, self.config.patch)
 
     def unfold(self, x):
+        """The inverse of `fold`."""
         return F.pixel_shuffle(x, self.config.patch)
 
     def _forward(self, x, timesteps=None, *args, **kwargs):  # inside what a MODEL wraps around the network

@@ -116,6 +116,7 @@ class DDIMInvert(io.ComfyNode):
         shapes = [part.shape for part in parts_of(samples)]
         walk = _Walk(model, shapes, tries, round_trip, len(sigmas) - 1, cls.hidden.unique_id)
         noise = comfy.sample.prepare_noise(samples, seed) * float(sigmas[0] > 0)
+        # Guidance on the model may look at both prompts even where the scale asks for one.
         latent["samples"] = comfy.sample.sample_custom(
             without_caches(model), noise, guidance_scale, comfy.samplers.KSAMPLER(walk), sigmas, positive,
             positive if negative is None else negative, samples, disable_pbar=True, seed=seed,

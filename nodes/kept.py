@@ -6,6 +6,8 @@ import weakref
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .checkpoint import keep_copies
+
 
 class _Value:
     """What an operation saved for its way back."""
@@ -50,10 +52,14 @@ class _CopyBeforeWriting(TorchDispatchMode):
 def kept():
     """Inside, operations may write over what the way back needs; it gets what was there.
 
-    PyTorch's `allow_mutation_on_saved_tensors` is meant for this, but (up to 2.11 at least) it knows values by their
-    addresses. Once it has copied one, another that comes to stand there is taken for it, and the gradient is wrong without a
-    word. Nor does it see that a value is a part of what is written over.
+    PyTorch's `allow_mutation_on_saved_tensors` is meant for this, but it knows values by their addresses (2.11 does). When
+    it has copied one, another that comes to stand there is taken for it, and the gradient is wrong without a word. Nor does
+    it see that a value is a part of what is written over.
     """
     mode = _CopyBeforeWriting()
-    with torch.autograd.graph.saved_tensors_hooks(mode.save, lambda value: value.tensor), mode:
-        yield
+    token = keep_copies.set(True)  # in blocks that run again on the way back
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(mode.save, lambda value: value.tensor), mode:
+            yield
+    finally:
+        keep_copies.reset(token)
