@@ -123,6 +123,21 @@ def model_file(server):
         path.unlink()
 
 
+@pytest.fixture
+def emptied(server):
+    """Gives a folder of the host's models by its name; the models that a test writes there are deleted after it."""
+    folders = []
+
+    def emptied(name: str) -> Path:
+        folders.append(server.base / "models" / name)
+        return folders[-1]
+
+    yield emptied
+    for folder in folders:
+        for file in folder.rglob("*.safetensors"):
+            file.unlink()
+
+
 @pytest.fixture(scope="session")
 def shipped():
     """The bytes of the shipped model."""

@@ -42,12 +42,9 @@ def nodes(server):
 
 
 @pytest.fixture
-def folder(server):
-    """The host's folder of motion modules, emptied afterwards."""
-    folder = server.base / "models" / "video_motion"
-    yield folder
-    for file in folder.rglob("*.safetensors"):
-        file.unlink()
+def folder(emptied):
+    """The host's folder of motion modules."""
+    return emptied("video_motion")
 
 
 @pytest.fixture

@@ -44,12 +44,9 @@ def nodes(server):
 
 
 @pytest.fixture
-def folder(server):
-    """The host's folder of tuned clips, emptied afterwards."""
-    folder = server.base / "models" / "tuned_video"
-    yield folder
-    for file in folder.rglob("*.safetensors"):
-        file.unlink()
+def folder(emptied):
+    """The host's folder of tuned clips."""
+    return emptied("tuned_video")
 
 
 def tune(**inputs):

@@ -1,9 +1,11 @@
 """A node pack for the tests alone: conditioning of any width, so that a model can run without its text encoder; and more."""
 
 import hashlib
+import logging
 from unittest.mock import patch
 
 import comfy.model_management
+import comfy.patcher_extension
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_multigpu import MultiGPUCFGSplitNode
@@ -111,7 +113,7 @@ class CompiledGraphs:
 
 
 class SplitOverTwo:
-    """The host's MultiGPU CFG Split, with the processor under two names as its two GPUs."""
+    """The host's MultiGPU CFG Split, with the processor under two names as its two GPUs; the log says what runs on each."""
 
     CATEGORY, RETURN_TYPES, FUNCTION = "tests", ("MODEL",), "split"
 
@@ -121,6 +123,13 @@ class SplitOverTwo:
 
     def split(self, model):
         devices = [torch.device("cpu"), torch.device("cpu", 0)]
+
+        def tell(executor, x, timesteps, context, y, control, options, **kwargs):
+            logging.info("a split's part runs on %s", options.get("multigpu_thread_device"))
+            return executor(x, timesteps, context, y, control, options, **kwargs)
+
+        model = model.clone()
+        model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "tell", tell)
         with patch.object(comfy.model_management, "get_all_torch_devices", lambda exclude_current=False: devices):
             return MultiGPUCFGSplitNode.execute(model, max_gpus=2).result
 
