@@ -21,15 +21,15 @@ def number_features(value: Tensor, width: int = FEATURES) -> Tensor:
 
 
 class _NumberToken(nn.Module):
-    """A number as one conditioning token: shape B in, B 1 E out."""
+    """A number as one conditioning token: shape B in, B 1 E of a given dtype out."""
 
     def __init__(self, width: int, operations=nn, **factory):
         super().__init__()
         self.into = operations.Linear(FEATURES, width, **factory)
         self.out = operations.Linear(width, width, **factory)
 
-    def forward(self, value: Tensor) -> Tensor:
-        features = number_features(value).to(self.into.weight.dtype)
+    def forward(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        features = number_features(value).to(dtype)  # not that of the weights, which the host may keep in 8 bits
         return self.out(nn.functional.silu(self.into(features)))[:, None]
 
 
@@ -129,7 +129,7 @@ class FIT(nn.Module):
         latents = latents + self.previous_norm(previous + self.previous(previous))
         latents = latents.unflatten(1, (rows * columns, -1))
 
-        conditions = self.conditions(c_noise, interval, size, corruption, context)
+        conditions = self.conditions(c_noise, interval, size, corruption, context, z.dtype)
         for block in self.blocks:
             patches, latents = block(patches, latents, conditions)
         made = self.patch_out(self.norm(patches))
@@ -140,13 +140,21 @@ class FIT(nn.Module):
         return made[..., : config.height, :], latents.flatten(1, 2)
 
     def conditions(
-        self, c_noise: Tensor, interval: Tensor, size: Tensor, corruption: Tensor | None, context: Tensor | None
+        self,
+        c_noise: Tensor,
+        interval: Tensor,
+        size: Tensor,
+        corruption: Tensor | None,
+        context: Tensor | None,
+        dtype: torch.dtype,
     ) -> Tensor:
-        """The conditioning tokens B L E: noise level, frame interval, original size, corruption, text."""
-        # 4 c_noise is ln sigma.
-        tokens = [self.noise_token(4 * c_noise), self.interval_token(interval), self.size_token(size.float().log())]
+        """The conditioning tokens B L E in ``dtype``: noise level, frame interval, original size, corruption, text."""
+        numbers = [  # 4 c_noise is ln sigma
+            (self.noise_token, 4 * c_noise), (self.interval_token, interval), (self.size_token, size.float().log()),
+        ]  # fmt: skip
         if self.corruption_token is not None:
-            tokens.append(self.corruption_token(corruption))
+            numbers.append((self.corruption_token, corruption))
+        tokens = [token(number, dtype) for token, number in numbers]
         if self.text_token is not None and context is not None:
             tokens.append(self.text_token(context))
         return torch.cat(tokens, dim=1)
