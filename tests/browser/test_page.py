@@ -1,5 +1,6 @@
 """The real page in a real browser: the template opens, runs, and its video shows."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -79,3 +80,54 @@ def test_a_broken_prompt_is_explained_in_the_page(page, screenshots):
     page.get_by_text("View details").click(timeout=60_000)
     page.get_by_text("does not know: zebra").first.wait_for(timeout=20_000)
     page.screenshot(path=screenshots / "error.png")
+
+
+# Title, and corners with the title bar, of each node as it stands in the page, in the graph's own units.
+BOXES = """(modern) => app.graph._nodes.map((n) => {
+    const name = n.title + ' ' + n.id, [left, top] = [n.pos[0], n.pos[1] - LiteGraph.NODE_TITLE_HEIGHT];
+    if (!modern) return [name, left, top, left + n.size[0], n.pos[1] + n.size[1]];
+    const box = document.querySelector(`[data-node-id="${n.id}"]`).getBoundingClientRect(), scale = app.canvas.ds.scale;
+    return [name, left, top, left + box.width / scale, top + box.height / scale];
+})"""
+
+
+def overlapping(page, modern):
+    boxes = page.evaluate(BOXES, modern)
+    return [
+        (a[0], b[0])
+        for i, a in enumerate(boxes)
+        for b in boxes[i + 1 :]
+        if max(a[1], b[1]) < min(a[3], b[3]) and max(a[2], b[2]) < min(a[4], b[4])
+    ]
+
+
+def fit(page):
+    """Brings every node into sight; those out of it are not laid out."""
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.wait_for_timeout(1000)
+
+
+def show(page, path):
+    page.evaluate("async (graph) => { await app.loadGraphData(graph) }", json.loads(path.read_text(encoding="utf-8")))
+    page.wait_for_timeout(500)
+    fit(page)
+
+
+@pytest.mark.parametrize("modern", [False, True], ids=["classic", "nodes 2.0"])
+def test_nodes_of_our_workflows_stand_apart(page, screenshots, modern):
+    """In both looks that the page has; in one workflow also when previews and videos have made its nodes taller."""
+    page.evaluate("(on) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", modern)
+    page.keyboard.press("Escape")
+    found = {}
+    for path in sorted((ROOT / "workflows").glob("*.json")):
+        show(page, path)
+        found[path.stem] = overlapping(page, modern)
+    assert {name: pairs for name, pairs in found.items() if pairs} == {}
+
+    show(page, ROOT / "workflows" / "motion_transfer.json")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function("() => document.querySelectorAll('video').length === 2", timeout=240_000)
+    page.wait_for_timeout(2000)
+    fit(page)
+    page.screenshot(path=screenshots / f"previews_{'modern' if modern else 'classic'}.png")
+    assert overlapping(page, modern) == []
