@@ -7,6 +7,7 @@ import comfy.conds
 import comfy.model_base
 import comfy.model_patcher
 import comfy.model_sampling
+import comfy.patcher_extension
 import comfy.supported_models_base
 import torch
 
@@ -131,7 +132,19 @@ class SnapSupport(comfy.supported_models_base.BASE):
         return SnapModel(self, device=device)
 
 
+def forget(executor, *args, **kwargs):
+    """Runs a sampler that begins and ends without latents: a guider, and the names it gives, may serve several runs."""
+    seen = executor.class_obj.model_patcher.model.diffusion_model.seen
+    seen.clear()
+    try:
+        return executor(*args, **kwargs)
+    finally:
+        seen.clear()
+
+
 def load_snap_model(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """The network of a checkpoint as a host MODEL. Raises `weights.WeightsError` if the file does not fit."""
     net, info = weights.load(path, "net.")
-    return place(SnapSupport(from_info(info)[0]), net, path, load_snap_model, disable_dynamic)
+    patcher = place(SnapSupport(from_info(info)[0]), net, path, load_snap_model, disable_dynamic)
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "vidcore_self_conditioning", forget)
+    return patcher

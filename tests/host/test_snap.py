@@ -134,6 +134,27 @@ def test_churn_renews_noise_by_the_seed(snap_file, latents):
     assert (nearly - churned).abs().max() < 0.05
 
 
+def test_a_run_knows_nothing_of_one_before_it(snap_file, latents):
+    """A guider outlives a run that ended where the next begins, as one that was cancelled, or that sees to a few steps."""
+    prompt = loaded(snap_file) | {
+        "5": node("CFGGuider", model=["1", 0], positive=["2", 0], negative=["3", 0], cfg=2.0),
+        "6": node("BasicScheduler", model=["1", 0], scheduler="karras", steps=4, denoise=1.0),
+        "7": node("SplitSigmas", sigmas=["6", 0], step=1),
+        "8": node("KSamplerSelect", sampler_name="euler"),
+        "10": node(
+            "SamplerCustomAdvanced",
+            noise=["9", 0],
+            guider=["5", 0],
+            sampler=["8", 0],
+            sigmas=["7", 0],
+            latent_image=["4", 0],
+        ),
+        "11": keep_latent("10", "latents/first"),
+    }
+    first, other, again = (latents(prompt | {"9": node("RandomNoise", noise_seed=seed)})["11"] for seed in (1, 2, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
 @pytest.mark.parametrize("rate, message", [(0.0, "above 0 frames per second, got 0; for a picture"), (-4.0, "frame_rate")])
 def test_a_frame_rate_that_is_none_is_refused(snap_file, run, rate, message):
     rated = node("SetFrameRate", conditioning=["2", 0], frame_rate=rate)
