@@ -110,6 +110,8 @@ def pixel_vae(clips: bool = True) -> comfy.sd.VAE:
     vae = PixelVAE()
     if clips:
         vae.latent_dim = 3
+        # As the host's VAEs for videos have it: frames by a function. Encoding in tiles asks for it.
+        vae.upscale_ratio = vae.downscale_ratio = (lambda frames: frames, 1, 1)
     vae.patcher.cached_patcher_init = (_pixel_vae_patcher, ())
     return vae
 

@@ -133,6 +133,22 @@ def test_vae_decode_and_encode_keep_every_frame(latents):
     torch.testing.assert_close(found["9"], found["6"].clamp(-1, 1), atol=1e-5, rtol=0)
 
 
+def test_tiles_of_a_clip_are_put_together_again(latents):
+    tiles = dict(vae=["1", 2], tile_size=64, overlap=32, temporal_size=8, temporal_overlap=4)
+    found = latents(
+        {
+            **loaded(frames=12),
+            "5": sample(steps=2),
+            "6": node("LatentUpscaleBy", samples=["5", 0], upscale_method="bilinear", scale_by=3.0),
+            "7": keep_latent("6", "latents/a"),
+            "8": node("VAEDecodeTiled", samples=["6", 0], **tiles),
+            "9": node("VAEEncodeTiled", pixels=["8", 0], **tiles),
+            "10": keep_latent("9", "latents/b"),
+        }
+    )
+    torch.testing.assert_close(found["10"], found["7"].clamp(-1, 1), atol=1e-5, rtol=0)
+
+
 def test_a_little_denoising_stays_near_the_given_clip(latents):
     found = latents(
         {
