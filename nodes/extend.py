@@ -20,7 +20,7 @@ from .convert import (
     whole_latents,
 )  # fmt: skip
 from .guide import Decoder, Guide, guided, is_motion, still
-from .parts import needs_sound
+from .parts import check_estimate, needs_sound
 from .samplers import PAPER_SCHEDULE, SAMPLERS, SCHEDULES, make_sampler, make_sigmas
 
 
@@ -79,6 +79,7 @@ class Windows:
         self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
     def report(self, step, x0, x, total):
+        check_estimate(x0)
         preview = self.previewer.decode_latent_to_preview_image("JPEG", x0) if self.previewer else None
         self.bar.update_absolute(self.done + step + 1, self.total, preview)
 

@@ -10,7 +10,7 @@ from server import PromptServer
 
 from ..vidcore.sample import invert, round_trip_error
 from .guide import without_caches
-from .parts import parts_of, video_of
+from .parts import check_estimate, parts_of, video_of
 from .sample import check_latent
 from .samplers import PAPER_SCHEDULE, SCHEDULES, host_level, make_sigmas, walker
 
@@ -134,6 +134,7 @@ class _Walk:
         self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
     def report(self, done: int, x0: torch.Tensor, z: torch.Tensor) -> None:
+        check_estimate(x0)
         preview = None
         if self.previewer:
             preview = self.previewer.decode_latent_to_preview_image("JPEG", video_of(x0, self.shapes))

@@ -16,6 +16,20 @@ def parts_of(samples) -> list[torch.Tensor]:
     return list(samples.unbind()) if samples.is_nested else [samples]
 
 
+def check_estimate(x0: torch.Tensor) -> None:
+    """Stops a sampler whose estimate of the clip, of any shape, is none, before it goes on for nothing.
+
+    Raises:
+        ValueError: if it holds NaN or infinite numbers.
+    """
+    if not all(torch.isfinite(part).all() for part in parts_of(x0)):
+        raise ValueError(
+            "the model's estimate of the clip became NaN or infinite. A model that overflows in half precision does so "
+            "(please start ComfyUI with --bf16-unet or --fp32-unet), and one that a node for another kind of model has "
+            "patched, such as ModelSamplingDiscrete, or that is guided too strongly."
+        )
+
+
 def needs_sound(model) -> bool:
     """Whether a MODEL cannot make a video without its sound."""
     return isinstance(model.get_model_object("latent_format"), getattr(comfy.latent_formats, "MiniMaxH3AV", ()))

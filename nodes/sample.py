@@ -7,7 +7,7 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
-from .parts import needs_sound, parts_of
+from .parts import check_estimate, needs_sound, parts_of
 from .samplers import PAPER_SCHEDULE, SAMPLERS, SCHEDULES, make_sampler, make_sigmas
 
 
@@ -106,6 +106,12 @@ class SampleVideo(io.ComfyNode):
         noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
         if not add_noise:
             noise = noise * 0
+        show = latent_preview.prepare_callback(model, sigmas.shape[-1] - 1)
+
+        def callback(step, x0, x, total):
+            check_estimate(x0)
+            show(step, x0, x, total)
+
         latent["samples"] = comfy.sample.sample_custom(
             model,
             noise,
@@ -116,7 +122,7 @@ class SampleVideo(io.ComfyNode):
             negative,
             samples,
             noise_mask=latent.get("noise_mask"),
-            callback=latent_preview.prepare_callback(model, sigmas.shape[-1] - 1),
+            callback=callback,
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )

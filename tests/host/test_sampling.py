@@ -230,6 +230,24 @@ def test_bad_latents_and_prompts_get_one_clear_message_each(server, run):
     run({**loaded(), "5": sample(steps=1), "6": keep_latent("5")})
 
 
+def test_a_model_that_makes_no_numbers_is_stopped(run):
+    """Patched for another kind of model here; one that overflows in half precision does the same."""
+    prompt = loaded() | {
+        "6": node("VAEDecode", samples=["4", 0], vae=["1", 2]),
+        "9": node("ModelSamplingDiscrete", model=["1", 0], sampling="v_prediction", zsnr=False),
+    }
+    how = dict(model=["9", 0], positive=["2", 0], steps=2, schedule="uniform_time")
+    extend = node(
+        "ExtendVideo", **how, negative=["3", 0], vae=["1", 2], image=["6", 0], new_frames=8, seed=1, guidance_scale=1.0,
+        sampler="ddim", weight=0.0, window=8, overlap=4,
+    )  # fmt: skip
+    invert = node("DDIMInvert", **how, latent_image=["4", 0], method="ddim")
+    for stopped in (sample(model=("9", 0)), extend, invert):
+        shown = node("PreviewImage", images=["5", 0]) if stopped is extend else keep_latent("5")
+        with pytest.raises(RunError, match="became NaN or infinite"):
+            run({**prompt, "5": stopped, "7": shown})
+
+
 def test_files_that_are_no_model_are_refused_before_anything_runs(run, model_file, shipped, tmp_path):
     save_file({"model.diffusion_model.weight": torch.ones(2)}, tmp_path / "sd.safetensors", {"format": "pt"})
     torch.save({"a": torch.ones(2)}, tmp_path / "pickle")
