@@ -60,11 +60,13 @@ def test_every_text_is_translated(ours, server, language):
 
 
 def test_english_texts_are_those_of_the_nodes(ours):
+    """Names too, as help pages, notes and messages have them."""
     texts = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     for name, info in ours.items():
         assert texts[name]["display_name"] == info["display_name"] and texts[name]["description"] == info["description"]
         for key, spec in inputs_of(info).items():
-            assert texts[name]["inputs"][key]["tooltip"] == spec[1]["tooltip"], f"{name}.{key}"
+            assert texts[name]["inputs"][key] == {"name": key, "tooltip": spec[1]["tooltip"]}, f"{name}.{key}"
+        assert [texts[name]["outputs"][str(i)]["name"] for i in range(len(info["output"]))] == info["output_name"], name
 
 
 WINDOWS = ["seed", "steps", "guidance_scale", "sampler", "schedule", "weight", "window", "overlap"]
