@@ -1,7 +1,7 @@
 """TrainMotionModule and LoadMotionModule: an image MODEL stays as it is and learns to move (HARIVO, arXiv 2410.07763)."""
 
 import os
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import comfy.samplers
 import folder_paths
@@ -19,12 +19,10 @@ from .motion import add_motion, motion_config, new_module
 from .motion_clips import Texts, collect
 from .motion_run import ClipsGuider, MotionRun, Trained
 from .sample import check_latent
-from .tune_files import check_room, check_same_run, describe, first_folder, free_path
+from .tune_files import NEW, STATE, begun, check_room, check_same_run, describe, first_folder, free_path
 from .tune_run import keeping
 
-NEW = "a new run"
 FRESH = "fresh layers"
-STATE = ".state.safetensors"
 # What a run that goes on must share with the one before, and how a message names it.
 SAME_RUN = (("model", "model or sizes"), ("base", "model"), ("clips", "list of clips"))
 # Personalised checkpoints of one base differ by less than this from one another, and two bases by more (1.4 if unrelated).
@@ -148,10 +146,7 @@ class TrainMotionModule(io.ComfyNode):
         config = motion_config(model, "Train Motion Module", length, **parts)
         state = None
         if continue_from != NEW:
-            state = folder_paths.get_full_path_or_raise(MOTION, continue_from)
-            before = weights.read_info(state)
-            if before["step"] >= steps:
-                raise ValueError(f"{continue_from} has {before['step']} steps already; please ask for more than that in all")
+            state, before = begun(continue_from, MOTION, steps)
             seed = before["seed"]
         module = new_module(config, seed)
         if started is not None:
@@ -177,13 +172,7 @@ class TrainMotionModule(io.ComfyNode):
         )
         run.state = state
 
-        def save(with_state: bool) -> None:
-            with torch.inference_mode(False):
-                tensors = {f"module.{k}": v for k, v in module.state_dict().items()} | {"base": base}
-                weights.save(path, tensors, {**info, "steps": run.tuning.step, "loss": run.loss})
-                if with_state:
-                    run.tuning.save(path.with_suffix(STATE), {**info, "fingerprint": base.tolist()})
-
+        save = partial(run.save, path, "module", module, base, info)
         guider = ClipsGuider(add_motion(network_alone(model), module, patcher))
         guider.set_texts([c.positive for c in clips])
         first = clips[0].mean[:length]

@@ -1,6 +1,7 @@
 """TuneAVideo and LoadTunedVideo: one clip teaches an image MODEL its motion (Tune-A-Video, arXiv 2212.11565)."""
 
 import os
+from functools import partial
 
 import comfy.sample
 import comfy.samplers
@@ -15,11 +16,9 @@ from .folders import TUNED
 from .guide import network_alone
 from .inflate import fingerprint, inflate, layers_patcher, new_layers, tune_config
 from .sample import check_latent
-from .tune_files import check_room, check_same_run, describe, first_folder, free_path, prompt_text
+from .tune_files import NEW, STATE, begun, check_room, check_same_run, describe, first_folder, free_path, prompt_text
 from .tune_run import Run, check_clip, keeping, posterior
 
-NEW = "a new run"
-STATE = ".state.safetensors"
 NORMS = ["frame", "clip"]
 
 
@@ -106,10 +105,7 @@ class TuneAVideo(io.ComfyNode):
         check_clip(frames, vae)
         state = None
         if continue_from != NEW:
-            state = folder_paths.get_full_path_or_raise(TUNED, continue_from)
-            before = weights.read_info(state)
-            if before["step"] >= steps:
-                raise ValueError(f"{continue_from} has {before['step']} steps already; please ask for more than that in all")
+            state, before = begun(continue_from, TUNED, steps)
             seed = before.get("seed", seed)
             config = tune_config(model, before.get("norm", norm), before.get("order", False))
         layers = new_layers(config, seed)
@@ -129,13 +125,7 @@ class TuneAVideo(io.ComfyNode):
         run = Run(model, layers, deviation, learning_rate, seed, steps, preview_every, memory_saver, cls.hidden.unique_id)
         run.state, run.attention_loss = state, attention_loss
 
-        def save(with_state: bool) -> None:
-            with torch.inference_mode(False):
-                tensors = {f"layers.{k}": v for k, v in layers.state_dict().items()} | {"base": base}
-                weights.save(path, tensors, {**info, "steps": run.tuning.step, "loss": run.loss})
-                if with_state:
-                    run.tuning.save(path.with_suffix(STATE), {**info, "fingerprint": base.tolist()})
-
+        save = partial(run.save, path, "layers", layers, base, info)
         with keeping(run, save, path, cls.hidden.unique_id, "give fewer frames"):
             comfy.sample.sample_custom(
                 inflate(network_alone(model), patcher), torch.zeros_like(mean), 1.0, comfy.samplers.KSAMPLER(run),

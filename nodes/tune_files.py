@@ -9,7 +9,11 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ..vidcore import weights
 from ..vidcore.systems.tune_a_video.checkpoint import same_base
+
+NEW = "a new run"  # in place of a state to go on from
+STATE = ".state.safetensors"  # what a file with such a state ends in
 
 
 def first_folder(kind: str) -> str:
@@ -36,6 +40,20 @@ def check_room(path: Path, needed: int, kind: str) -> None:
             f"training needs up to {needed / 2**20:.0f} MiB in models/{kind} and the disk has {free / 2**20:.0f} MiB left. "
             "Please free some space first."
         )
+
+
+def begun(name: str, kind: str, steps: int) -> tuple[str, dict]:
+    """Where the state of a run that is to go on lies, and what it says of itself.
+
+    Raises:
+        ValueError: if it has all of ``steps`` already.
+        weights.WeightsError: if it cannot be read.
+    """
+    path = folder_paths.get_full_path_or_raise(kind, name)
+    before = weights.read_info(path)
+    if before["step"] >= steps:
+        raise ValueError(f"{name} has {before['step']} steps already; please ask for more than that in all")
+    return path, before
 
 
 ONE_CLIP = (("blocks", "model"), ("base", "model"), ("frames", "number of frames"), ("size", "frame size"))

@@ -14,6 +14,7 @@ from comfy.ldm.models.autoencoder import DiagonalGaussianRegularizer
 from PIL import Image
 from server import PromptServer
 
+from ..vidcore import weights
 from ..vidcore.sample import ddim_step
 from ..vidcore.sample import sample as walk
 from ..vidcore.systems.harivo.wire import Watched
@@ -22,6 +23,7 @@ from .checkpoint import checkpointed
 from .gradient import Safeguards, gradients
 from .guide import out_of_memory
 from .samplers import PAPER_SCHEDULE, make_sigmas, walker
+from .tune_files import STATE
 
 PREVIEW_STEPS = 12
 
@@ -117,6 +119,23 @@ class Run:
             return self.tuning.advance(
                 denoise, prediction, mean, deviation, levels, lambda: self.attention_loss * watched.regularised(len(mean))
             )
+
+    def save(self, path: Path, name: str, layers: torch.nn.Module, base: torch.Tensor, info: dict, with_state: bool) -> None:
+        """Writes what has been learned, and what is needed to go on beside it.
+
+        Args:
+            path: of the file.
+            name: before the names of the tensors.
+            layers: what the file is for.
+            base: the model's fingerprint.
+            info: what the file says of itself.
+            with_state: whether to write what is needed to go on.
+        """
+        with torch.inference_mode(False):
+            tensors = {f"{name}.{key}": value for key, value in layers.state_dict().items()} | {"base": base}
+            weights.save(path, tensors, {**info, "steps": self.tuning.step, "loss": self.loss})
+            if with_state:
+                self.tuning.save(path.with_suffix(STATE), {**info, "fingerprint": base.tolist()})
 
     @torch.no_grad()
     def preview(self, model, mean, extra_args):
