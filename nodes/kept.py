@@ -40,7 +40,9 @@ class _CopyBeforeWriting(TorchDispatchMode):
                     for tensor in written if isinstance(written, (list, tuple)) else (written,):
                         if isinstance(tensor, torch.Tensor):
                             self._copy(tensor.untyped_storage()._cdata)
-        return operation(*args, **kwargs)
+        # Or a tensor class of another pack (GGUF's weights) would be put around what is a plain tensor without this mode.
+        with torch._C.DisableTorchFunctionSubclass():
+            return operation(*args, **kwargs)
 
     def _copy(self, memory: int) -> None:
         for reference in self.saved.pop(memory, ()):
