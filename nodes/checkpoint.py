@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
+from torch.overrides import _get_current_function_mode
 
 # Whether copies are kept of what blocks are given and of what their second run makes: for networks that write over it.
 keep_copies: ContextVar[bool] = ContextVar("vidcore_keep_copies", default=False)
@@ -83,6 +84,7 @@ class _Checkpoint:
 
     def __init__(self, block: Callable, args: tuple, kwargs: dict):
         self.block, self.copies = block, keep_copies.get()
+        self.mode = _get_current_function_mode()  # such as `_Copies`, which PyTorch leaves while it goes back
         tensors: list[torch.Tensor] = []
         with torch._C.DisableTorchFunction():  # `_Copies` would tell of its copies, not of the arguments
             self.args, self.kwargs = _map(lambda value: _place(value, tensors), (args, kwargs))
@@ -128,7 +130,8 @@ class _Checkpoint:
                 self.values[saved] = value, value._version
             return value
 
-        with torch.enable_grad():
+        left = self.mode is not None and _get_current_function_mode() is None
+        with torch.enable_grad(), self.mode if left else contextlib.nullcontext():
             args, kwargs = _map(given, (self.args, self.kwargs))
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
                 self.block(*args, **kwargs)

@@ -41,7 +41,7 @@ class _Copies(TorchFunctionMode):
             return tensor
         if id(tensor) not in self.copies:
             with torch._C.DisableTorchFunction():
-                self.copies[id(tensor)] = (tensor, tensor.clone())
+                self.copies[id(tensor)] = (tensor, tensor.clone().detach())  # nobody asks for a patch's own gradient
         return self.copies[id(tensor)][1]
 
     def __torch_function__(self, function, types, args=(), kwargs=None):

@@ -305,10 +305,39 @@ def overwriting(made):
     return Overwriting(**made), (64, 16), {}
 
 
+class Adapter(torch.nn.Module):
+    """A block with what IP-Adapter's patches hold, out of the host's sight: a picture's tokens, and a layer for them."""
+
+    def __init__(self, operations, **made):
+        super().__init__()
+        self.block, self.hidden = operations.Linear(16, 16, **made), [torch.randn(16), torch.nn.Linear(16, 16)]
+
+    def forward(self, x):
+        tokens, layer = self.hidden
+        return torch.tanh(self.block(x) * tokens + layer(tokens))
+
+
+class Adapted(torch.nn.Module):
+    """Not the host's: what its blocks hold are inference tensors, in their second run too."""
+
+    def __init__(self, **made):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([Adapter(**made) for _ in range(3)])
+
+    def forward(self, x, transformer_options):
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+def adapted(made):
+    return Adapted(**made), (64, 16), {}
+
+
 NETWORKS = [
     wan, wan_from_image, wan_vace, wan_camera, wan_animate, hunyuan_video, hunyuan_video_15, ltxv, ltx2, minimax_h3, cosmos,
     cosmos_predict2, mochi, cogvideo, kandinsky5, stable_video_diffusion, qwen_image, flux, stable_diffusion_3, chroma,
-    z_image, hidream, unet, overwriting,
+    z_image, hidream, unet, overwriting, adapted,
 ]  # fmt: skip
 
 
