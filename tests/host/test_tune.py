@@ -1,7 +1,6 @@
 """Tune-A-Video in a real ComfyUI, on the shipped image model."""
 
-import os
-import resource
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,11 @@ from vidcore.systems.tune_a_video import TunedLayers, from_info, load_tuned
 from .prompts import keep_latent, node, sample
 from .random_weights import weights as random_weights
 from .test_layouts import model_and_clips
+
+psutil = pytest.importorskip("psutil", reason="needs psutil, which ComfyUI brings")
+resource = None
+with contextlib.suppress(ImportError):  # Windows has none
+    import resource
 
 MODEL = "shapes-image.safetensors"
 TEXT = "a large red circle moves left over a dark blue background"
@@ -328,12 +332,12 @@ def test_a_full_disk_leaves_nothing_half_written(nodes, run, server, folder):
 TRAINABLE = {"sd15": 74_354_880}
 
 
-MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30 if hasattr(os, "sysconf") else 0
+MEMORY = psutil.virtual_memory().available / 2**30  # what other programs leave
 # On a CPU the host computes in float32: 10 GiB of weights, unless they are loaded in 8 bits, and 12 for what trains.
-ENOUGH = 22
+ENOUGH = 20
 SDXL = pytest.param(
     "sdxl", "fp8_e4m3fn",
-    marks=pytest.mark.skipif(MEMORY < ENOUGH, reason=f"needs {ENOUGH} GiB of memory, this machine has {MEMORY:.0f}"),
+    marks=pytest.mark.skipif(MEMORY < ENOUGH, reason=f"needs {ENOUGH} GiB of free memory, this machine has {MEMORY:.0f}"),
 )  # fmt: skip
 SMALL_SDXL = pytest.param(
     "sdxl_vega", "default", marks=pytest.mark.skipif(MEMORY >= ENOUGH, reason="the full size is tested instead")
