@@ -282,7 +282,7 @@ class Marked(torch.Tensor):
 
 class Overwriting(torch.nn.Module):
     """Not the host's: writes over what the way back needs, and over the whole of what it needs a part of, again and again in
-    memory that became free.
+    memory that became free; beside weights of a class of their own.
     """
 
     def __init__(self, operations, **made):

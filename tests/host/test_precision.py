@@ -15,7 +15,7 @@ def eight_bits(serve):
 
 
 def clips():
-    """A clip of every network that ships and samples by itself, each under its own number and a k."""
+    """A prompt for every network that ships and samples by itself; what it makes is kept under 6k."""
     sizes = {"shapes-vdm": (32, 8), "shapes-snap": (16, 8), "shapes-image": (32, 4)}
     for name, (size, frames) in sizes.items():
         prompt = loaded(model=f"{name}.safetensors", width=size, height=size, frames=frames)
@@ -44,4 +44,4 @@ def test_weights_in_eight_bits_make_nearly_the_same_clip(prompt, server, eight_b
         found = run_prompt(host, prompt, 300)["outputs"]["6k"]["latents"][0]
         made.append(load_file(host.base / "output" / found["subfolder"] / found["filename"])["latent_tensor"])
     apart = (made[1] - made[0]).norm() / made[0].norm()
-    assert 1e-3 < apart < 0.2  # rounding shows, and does no harm
+    assert 1e-3 < apart < 0.1  # rounding shows, and does no harm: 0.02 to 0.06 here
