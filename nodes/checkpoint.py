@@ -130,8 +130,8 @@ class _Checkpoint:
                 self.values[saved] = value, value._version
             return value
 
-        left = self.mode is not None and _get_current_function_mode() is None
-        with torch.enable_grad(), self.mode if left else contextlib.nullcontext():
+        mode = None if _get_current_function_mode() else self.mode
+        with torch.enable_grad(), mode or contextlib.nullcontext():
             args, kwargs = _map(given, (self.args, self.kwargs))
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
                 self.block(*args, **kwargs)

@@ -95,10 +95,10 @@ class HostFIT(FIT):
         return made
 
     def recall(self, names: list, now: float, count: int) -> torch.Tensor | None:
-        """The latents to condition on, if every conditioning has some from as much noise or more in this run."""
+        """The latents to condition on, if every conditioning has some from as much noise or more."""
         each = count // len(names)
         found = [self.seen.get(name) for name in names]
-        # A sampler may put some noise back (EDM's churn, at most a factor of sqrt(2)); much more is another run.
+        # A sampler may put some noise back (EDM's churn, at most a factor of sqrt(2)); inversion goes up by more.
         fits = all(f is not None and now <= f[0] + math.log(1.5) / 4 and len(f[1]) == each for f in found)
         return torch.cat([f[1] for f in found]) if fits else None
 
