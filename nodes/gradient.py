@@ -7,6 +7,8 @@ Compiled parts of a network are traced without that, for PyTorch's compiler cann
 """
 
 import contextlib
+import functools
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -17,11 +19,14 @@ import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils._pytree import tree_map_only
 
+from .attention_gradient import OVERRIDE, attention_gradients, with_way_back
 from .checkpoint import OVERWRITTEN
 from .kept import kept
 from .kernels import give_kernels_gradients
 
 Result = TypeVar("Result")
+# What PyTorch calls a function that its `inference_mode` and `no_grad` stand around.
+DECORATED = "decorate_context"
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
@@ -109,14 +114,22 @@ class _CompiledPart(torch.nn.Module):
 
 
 @contextlib.contextmanager
-def _compiled_parts(base):
-    """Inside, compiled parts of a model, which the host puts in their places anew for each call, are `_CompiledPart`s."""
+def _prepared_calls(base):
+    """Inside, what other nodes put into a model, in its place anew for each call, lets the way back through.
+
+    Compiled parts become `_CompiledPart`s, and another node's attention is given a way back where it has none.
+    """
     call = getattr(base, "_apply_model", None)
     if call is None:  # a ControlNet, a VAE
         yield
         return
+    overrides: dict[int, Callable] = {}  # each holds what it stands for, so an id stays its own
 
-    def apply_model(*args, **kwargs):
+    def apply_model(x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
+        if OVERRIDE in transformer_options:
+            override = transformer_options[OVERRIDE]
+            attention = overrides.setdefault(id(override), with_way_back(override))
+            transformer_options = {**transformer_options, OVERRIDE: attention}
         found = []
         if "torch._dynamo" in sys.modules:  # else nobody has compiled anything
             children = [(part, name, m) for part in base.modules() for name, m in part._modules.items()]
@@ -124,7 +137,7 @@ def _compiled_parts(base):
         for part, name, module in found:
             part._modules[name] = _CompiledPart(module)
         try:
-            return call(*args, **kwargs)
+            return call(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         finally:
             for part, name, module in found:
                 part._modules[name] = module
@@ -137,6 +150,23 @@ def _compiled_parts(base):
         del base._apply_model
         if own is not None:  # somebody else had replaced it, or gradients are taken within gradients
             base._apply_model = own
+
+
+def without_decorator(model_options: dict) -> dict:
+    """The host's options, with the function around the network as it is below PyTorch's ``@torch.inference_mode()``.
+
+    Or another such decorator, under which nothing has a gradient. TiledDiffusion has it on what cuts pictures into tiles.
+    """
+    around = model_options.get("model_function_wrapper")
+    if inspect.ismethod(around):
+        function, bound = around.__func__, (around.__self__,)
+    elif inspect.isfunction(around):
+        function, bound = around, ()
+    else:
+        function, bound = getattr(type(around), "__call__", None), (around,)
+    if getattr(getattr(function, "__code__", None), "co_name", "") != DECORATED:
+        return model_options
+    return {**model_options, "model_function_wrapper": functools.partial(function.__wrapped__, *bound)}
 
 
 def unlock(module: torch.nn.Module) -> None:
@@ -163,8 +193,9 @@ def gradients(modules):
         before, comfy.model_management.in_training = comfy.model_management.in_training, True
         try:
             with contextlib.ExitStack() as stack:
+                stack.enter_context(attention_gradients())
                 for module in modules:
-                    stack.enter_context(_compiled_parts(module))
+                    stack.enter_context(_prepared_calls(module))
                 yield
         finally:
             comfy.model_management.in_training = before

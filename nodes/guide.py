@@ -22,7 +22,7 @@ from .convert import (
     latent_to_clip,
     parse_frames,
 )  # fmt: skip
-from .gradient import Safeguards, gradients, plain
+from .gradient import Safeguards, gradients, plain, without_decorator
 from .host_cmd import MotionModel
 from .one_device import on_one_device
 from .parts import packed, parts_of, video_of
@@ -109,7 +109,7 @@ class Guides:
             return state if packed(self.shapes) else latent_to_clip(state, motion)
 
         def denoise(clip: torch.Tensor) -> torch.Tensor:
-            return to_clip(executor(clip_to_latent(clip, x.ndim, motion), moment, model_options, seed).float())
+            return to_clip(executor(clip_to_latent(clip, x.ndim, motion), moment, options, seed).float())
 
         def steer(z: torch.Tensor, alpha: float) -> torch.Tensor:
             x0 = reconstruct(denoise, to_clip(z), alpha, self.measurements, weights)
@@ -123,7 +123,7 @@ class Guides:
             stack.enter_context(gradients([model, *others]))
             if any(guide.memory_saver for guide in self.guides):
                 stack.enter_context(checkpointed(model.diffusion_model))
-            moment = plain(timestep)
+            moment, options = plain(timestep), without_decorator(options)
             # With the host's state x = z / scale, alpha grad_z is (alpha / scale) grad_x.
             return self.safeguards(lambda: steer(plain(x), level.alpha / scale))
 
@@ -171,9 +171,14 @@ def without_caches(model, others: Sequence[str] = ()):
 
 
 def network_alone(model):
-    """A clone to train with, `still`: it says what the network says, without caches and without what guides sampling."""
+    """A clone to train with, `still`: it says what the network says, without caches and without what guides sampling.
+
+    Nor with a function around the network that takes no gradients, such as TiledDiffusion's tiles.
+    """
     model = without_caches(still(model), [KEY])
     model.model_options = {k: v for k, v in model.model_options.items() if not k.startswith("sampler_")}
+    if without_decorator(model.model_options) is not model.model_options:
+        del model.model_options["model_function_wrapper"]
     return model
 
 

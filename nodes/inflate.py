@@ -17,6 +17,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from ..vidcore.layers.clip_norm import norm_over_clip
 from ..vidcore.systems.tune_a_video import Block, TuneConfig, TunedLayers, added_query
 from ..vidcore.systems.tune_a_video.wire import WithTemporal
+from ..vidcore.systems.wire import frames_per_clip
 from .one_device import on_one_device
 from .sparse_causal import add_sparse_causal, image_unet
 
@@ -106,14 +107,14 @@ class _Query:
 
 def _norm_over_clip(model) -> None:
     """Group norms of residual blocks and output over all frames; they are not told how many, so a wrapper notes it."""
-    net, parts = model.get_model_object("diffusion_model"), [1]
+    net, frames = model.get_model_object("diffusion_model"), [1]
 
     def note(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
-        parts[0] = len(transformer_options.get("cond_or_uncond", [0]))
+        frames[0] = frames_per_clip(len(x), transformer_options)
         return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
     def over_clip(norm, x):
-        return norm_over_clip(norm, x, x.shape[0] // parts[0])
+        return norm_over_clip(norm, x, frames[0])
 
     names = [
         f"{name}.{part}.0"

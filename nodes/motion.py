@@ -7,8 +7,10 @@ import torch
 
 from ..vidcore.systems.harivo import HarivoConfig, MotionModule
 from ..vidcore.systems.harivo.wire import WithMotion, moved_input
+from ..vidcore.systems.wire import frames_per_clip
 from .host_image import FoldedUNet
 from .inflate import ONE_NETWORK, find_blocks, wrap
+from .one_clip import one_clip
 from .one_device import on_one_device
 from .samplers import host_level
 from .sparse_causal import image_unet
@@ -46,13 +48,14 @@ def add_motion(model, module: MotionModule, patcher: comfy.model_patcher.ModelPa
 
     def move(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
         """DIFFUSION_MODEL: mapping network in front, frame tokens behind the text. ControlNets have had the plain text."""
-        frames = x.shape[0] // len(transformer_options.get("cond_or_uncond", [0]))
+        frames = frames_per_clip(len(x), transformer_options)
         level, _ = host_level(sampling, float(transformer_options["sigmas"].flatten()[0]))
         x, context, tokens = moved_input(module, fold(x), context, level.sigma, frames, strength)
         options = {**transformer_options, key: tokens}
         return executor(unfold(x), timesteps, context, y, control, options, **kwargs)
 
     model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, move)
+    one_clip(model)
     model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), patcher])
     on_one_device(model, ONE_NETWORK)
     return model

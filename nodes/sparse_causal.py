@@ -6,11 +6,13 @@ from comfy_api.latest import io
 
 from ..vidcore.layers.attention import attention
 from ..vidcore.layers.sparse_causal import sparse_causal
+from ..vidcore.systems.wire import frames_per_clip
+from .one_clip import one_clip
 
 
 def attend_across_frames(q, k, v, extra_options):
     """The host's replacement for self-attention; a batch holds the frames once for each of its conditionings."""
-    shape, parts = q.shape, len(extra_options["cond_or_uncond"])
+    shape = q.shape
     q = q.reshape(k.shape[0], -1, shape[2])  # HyperTile cuts each frame's queries into tiles, and its keys not
 
     def attend(q, k, v):
@@ -23,11 +25,11 @@ def attend_across_frames(q, k, v, extra_options):
             k,
             v,
             extra_options["n_heads"],
-            attn_precision=extra_options["attn_precision"],
+            attn_precision=extra_options.get("attn_precision"),
             transformer_options=extra_options,
         )
 
-    return sparse_causal(q, k, v, k.shape[0] // parts, attend).reshape(shape)
+    return sparse_causal(q, k, v, frames_per_clip(len(k), extra_options), attend).reshape(shape)
 
 
 def image_unet(model, node: str) -> UNetModel:
@@ -42,7 +44,8 @@ def image_unet(model, node: str) -> UNetModel:
 
 
 def add_sparse_causal(model) -> None:
-    """Replace the self-attention of a cloned MODEL's blocks."""
+    """Replace the self-attention of a cloned MODEL's blocks; its batch is one clip."""
+    one_clip(model)
     net = model.get_model_object("diffusion_model")
     for name, blocks in (("input", net.input_blocks), ("middle", [net.middle_block]), ("output", net.output_blocks)):
         for number in range(len(blocks)):

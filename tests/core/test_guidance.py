@@ -211,6 +211,12 @@ def test_a_weight_that_runs_away_is_said():
         reconstruct(lambda z: ideal(z, 0.4), z, 0.8, [known_frames(z[:, :, GIVEN] + 1, GIVEN, FRAMES)], 1e6)
 
 
+def test_a_model_that_keeps_no_way_back_is_refused():
+    z = draw(2)
+    with pytest.raises(ValueError, match="estimate has no gradient"):
+        reconstruct(torch.no_grad()(lambda z: ideal(z, 0.4)), z, 0.8, [known_frames(z[:, :, GIVEN], GIVEN, FRAMES)], 1.0)
+
+
 @pytest.mark.parametrize(("length", "window", "overlap"), [(6, 6, 2), (20, 6, 2), (21, 6, 1), (23, 6, 5), (12, 6, 0)])
 def test_windows_stream_a_clip_of_any_length(length, window, overlap):
     """Every window gets the frames that it shares with the last one, so a counter that adds to them counts on."""

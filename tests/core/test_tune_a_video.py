@@ -251,6 +251,12 @@ def test_a_loss_that_is_no_number_stops_before_the_layers_change():
     assert all(torch.equal(before[k], v) for k, v in tuning.layers.state_dict().items())
 
 
+def test_a_model_that_keeps_no_way_back_is_refused():
+    tuning, net = start_tuning()
+    with pytest.raises(ValueError, match="the loss has no gradient"):
+        tuning.advance(torch.no_grad()(lambda z, i: net(z)), "v", CLIP, 0.1, LEVELS)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_float16_gradients_that_overflow_are_left_out_and_the_scale_falls(device):
     tuning, net = start_tuning(device=device, half=True)

@@ -17,6 +17,7 @@ comfy.options.enable_args_parsing()
 
 import torch  # noqa: E402
 from comfy import ops  # noqa: E402
+from comfy.ldm.modules import attention  # noqa: E402
 
 nodes = types.ModuleType("nodes_alone")  # without the pack's own entry, which wants a whole server
 nodes.__path__ = [str(Path(__file__).resolve().parents[2] / "nodes")]
@@ -334,10 +335,48 @@ def adapted(made):
     return Adapted(**made), (64, 16), {}
 
 
+class Attending(torch.nn.Module):
+    """Not the host's: blocks whose attention is one of the host's functions, called as its networks call it."""
+
+    def __init__(self, attention, operations, **made):
+        super().__init__()
+        self.attention, self.blocks = attention, torch.nn.ModuleList([operations.Linear(16, 48, **made) for _ in range(2)])
+
+    def forward(self, x, transformer_options):
+        for block in self.blocks:
+            x = x + self.attention(*block(x).chunk(3, dim=-1), 2, transformer_options=transformer_options)
+        return x
+
+
+def exact(q, k, v, **how):
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, **how)
+
+
+def sage_attention(made):
+    """With ``--use-sage-attention``: a kernel whose result is cut off from what it was given."""
+
+    def sageattn(q, k, v, tensor_layout, is_causal, sm_scale, attn_mask=None, smooth_k=True):
+        q, k, v = (x.detach().transpose(1, 2) for x in (q, k, v))  # the layout is NHD, as of all networks that say none
+        return exact(q, k, v, scale=sm_scale).transpose(1, 2)
+
+    attention.sageattn = sageattn
+    return Attending(attention.attention_sage, **made), (1, 8, 16), {}
+
+
+def flash_attention(made):
+    """With ``--use-flash-attention``: the host's operator around a kernel that has a way back."""
+
+    def flash_attn_func(q, k, v, dropout_p, causal, softmax_scale):
+        return exact(*(x.transpose(1, 2) for x in (q, k, v)), scale=softmax_scale).transpose(1, 2).clone()
+
+    attention.flash_attn_func = flash_attn_func
+    return Attending(attention.attention_flash, **made), (1, 8, 16), {}
+
+
 NETWORKS = [
     wan, wan_from_image, wan_vace, wan_camera, wan_animate, hunyuan_video, hunyuan_video_15, ltxv, ltx2, minimax_h3, cosmos,
     cosmos_predict2, mochi, cogvideo, kandinsky5, stable_video_diffusion, qwen_image, flux, stable_diffusion_3, chroma,
-    z_image, hidream, unet, overwriting, adapted,
+    z_image, hidream, unet, overwriting, adapted, sage_attention, flash_attention,
 ]  # fmt: skip
 
 

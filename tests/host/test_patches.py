@@ -31,6 +31,12 @@ def folder(emptied):
     return emptied("tuned_video")
 
 
+def tuned(model, name, **how):
+    """A few steps of Tune-A-Video on the white picture."""
+    values = dict(steps=3, learning_rate=1e-3, seed=5, preview_every=0, name=name) | how
+    return node("TuneAVideo", model=[model, 0], vae=["1", 2], frames=["6", 0], positive=["2", 0], **values)
+
+
 def sampled(prompt, models, **how):
     """Samples with each MODEL, and keeps what came under its number and a k."""
     for number in models:
@@ -206,3 +212,61 @@ def test_tuning_runs_on_one_gpu_of_a_split(nodes, run, folder):
     run(nodes)
     one, two = (load_file(folder / f"{name}_00001.safetensors") for name in ("one", "two"))
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def guided(model, **how):
+    """Towards a small clip, all white."""
+    values = dict(kind="low_resolution", weight=50.0, image=["small", 0], vae=["1", 2]) | how
+    return node("ReconstructionGuide", model=[model, 0], **values)
+
+
+SMALL = {"small": node("EmptyImage", width=16, height=16, batch_size=4, color=0xFFFFFF)}
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_attention_without_a_way_back(nodes, latents, folder, registered):
+    """Guidance and tuning go through the attention that it stands for."""
+    names = [f"{name}_{registered}" for name in ("plain", "cut_off", "saver")]  # the host runs no node twice
+    nodes |= SMALL | {
+        "10": node("CutOffAttention", model=["1", 0], registered=registered),
+        "20": guided("1"), "21": guided("10"), "22": guided("10", memory_saver=True),
+        "11": node("NoAttention", model=["1", 0]), "26": guided("11", weight=1e-9),
+        "23": tuned("1", names[0]), "24": tuned("10", names[1]), "25": tuned("10", names[2], memory_saver=True),
+    }  # fmt: skip
+    found = latents(sampled(nodes, ["1", "11", "20", "21", "22", "23", "24", "25", "26"]))
+    assert not torch.allclose(found["20k"], found["1k"], atol=1e-2)
+    # One that computes something else, and has no gradient, is left as it is.
+    for plain, other in (("11", "26"), ("20", "21"), ("20", "22"), ("23", "24"), ("23", "25")):
+        torch.testing.assert_close(found[f"{other}k"], found[f"{plain}k"], atol=1e-4, rtol=1e-3)
+    plain, *others = (load_file(folder / f"{name}_00001.safetensors") for name in names)
+    for other in others:
+        for name, value in plain.items():
+            torch.testing.assert_close(other[name], value, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["SparseCausalAttention", "TuneAVideo", "LoadMotionModule"])
+def test_frames_of_tiles_in_one_batch_see_their_own_clip(nodes, latents, folder, kind):
+    """TiledDiffusion gives the network several tiles of all frames, with and without the caption, at once."""
+    how = {"SparseCausalAttention": {}, "LoadMotionModule": dict(motion_name=MOTION)}
+    nodes["10"] = tuned("1", "tiles") if kind == "TuneAVideo" else node(kind, model=["1", 0], **how[kind])
+    nodes |= {
+        "20": node("Tiles", model=["10", 0], batch=True, inference=True),
+        "21": node("Tiles", model=["10", 0], batch=False, inference=True),
+    }
+    found = latents(sampled(nodes, ["10", "20", "21"]))
+    torch.testing.assert_close(found["20k"], found["21k"], atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(found["20k"], found["10k"], atol=1e-2)
+
+
+def test_guidance_through_tiles(nodes, latents, folder):
+    """Steps with guidance and without take turns on one canvas; tuning leaves the tiles out."""
+    nodes |= SMALL | {
+        "20": node("Tiles", model=["1", 0], batch=True, inference=False), "22": guided("20", every=2),
+        "21": node("Tiles", model=["1", 0], batch=True, inference=True), "23": guided("21", every=2),
+        "24": tuned("1", "whole"), "25": tuned("21", "in_tiles"),
+    }  # fmt: skip
+    found = latents(sampled(nodes, ["21", "22", "23", "24", "25"]))
+    torch.testing.assert_close(found["23k"], found["22k"], atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(found["23k"], found["21k"], atol=1e-2)
+    whole, tiles = (load_file(folder / f"{name}_00001.safetensors") for name in ("whole", "in_tiles"))
+    assert all(torch.equal(value, tiles[name]) for name, value in whole.items())

@@ -48,6 +48,7 @@ def reconstruct(
         x~, shaped as ``z``, without a graph.
 
     Raises:
+        ValueError: if ``denoise`` keeps no way back to z.
         GuidanceDiverged: if x~ is not finite or is far larger than x-hat and the known values.
     """
     weights = list(weight) if isinstance(weight, Sequence) else [weight] * len(measurements)
@@ -60,6 +61,11 @@ def reconstruct(
             x0 = denoise(leaf)
             pairs = [(w, m) for w, m in zip(weights, measurements, strict=True) if w]
             error = sum(w * m.residual(x0).float().square().sum() for w, m in pairs)
+            if not error.requires_grad:
+                raise ValueError(
+                    "the model's estimate has no gradient, which guidance needs: a part of the model, or a patch on it, "
+                    "computes without (torch.no_grad, torch.inference_mode). Please take that patch out, or set weight to 0."
+                )
             (gradient,) = torch.autograd.grad(error, leaf)
         plain = x0.detach()
         x0 = plain - alpha / 2 * gradient

@@ -78,6 +78,81 @@ class NoAttention:
         return (model,)
 
 
+class CutOffAttention:
+    """The host's attention as another node's of its own, without a way back, as SageAttention has none.
+
+    With ``registered`` it is one of PyTorch's custom operators, whose way back is an error.
+    """
+
+    CATEGORY, RETURN_TYPES, FUNCTION = "tests", ("MODEL",), "override"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "registered": ("BOOLEAN", {"default": False})}}
+
+    def override(self, model, registered):
+        @torch.no_grad()
+        def cut_off(attention, q, k, v, heads, **kwargs):
+            return attention(q, k, v, heads, **kwargs)
+
+        def operator(attention, q, k, v, heads, **kwargs):
+            return copied(cut_off(attention, q, k, v, heads, **kwargs) + 0 * q)
+
+        model = model.clone()
+        model.model_options["transformer_options"]["optimized_attention_override"] = operator if registered else cut_off
+        return (model,)
+
+
+@torch.library.custom_op("vidcore_tests::copied", mutates_args=())
+def copied(x: torch.Tensor) -> torch.Tensor:
+    return x.clone()
+
+
+class Tiles:
+    """The network sees both halves of the pictures, in one batch or one after the other, as TiledDiffusion lets it.
+
+    That has ``@torch.inference_mode()`` on what does it, and keeps one canvas for all steps.
+    """
+
+    CATEGORY, RETURN_TYPES, FUNCTION = "tests", ("MODEL",), "cut"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "batch": ("BOOLEAN", {}), "inference": ("BOOLEAN", {})}}
+
+    def cut(self, model, batch, inference):
+        model = model.clone()
+        kind = TilesWithoutGradients if inference else SomeTiles
+        model.set_model_unet_function_wrapper(kind(batch))
+        return (model,)
+
+
+class SomeTiles:
+    def __init__(self, batch):
+        self.batch, self.canvas = batch, None
+
+    def __call__(self, network, arguments):
+        x, sigma, given = arguments["input"], arguments["timestep"], arguments["c"]
+        halves = x.chunk(2, dim=-1)
+        if self.batch:
+            given = {name: torch.cat([v, v]) if torch.is_tensor(v) else v for name, v in given.items()}
+            made = network(torch.cat(halves), sigma.repeat(2), **given).chunk(2)
+        else:
+            made = [network(half, sigma, **given) for half in halves]
+        if self.canvas is None or self.canvas.shape != x.shape:
+            self.canvas = torch.zeros_like(x)
+        self.canvas.zero_()
+        self.canvas[..., : halves[0].shape[-1]] += made[0]
+        self.canvas[..., halves[0].shape[-1] :] += made[1]
+        return self.canvas * torch.ones_like(x)
+
+
+class TilesWithoutGradients(SomeTiles):
+    @torch.inference_mode()
+    def __call__(self, network, arguments):
+        return super().__call__(network, arguments)
+
+
 class CompileModel:
     """What the host's TorchCompileModel does, with any of PyTorch's backends ("aot_eager" spares minutes), and for parts of
     the network, as other packs do by the same call.
@@ -134,5 +209,8 @@ class SplitOverTwo:
             return MultiGPUCFGSplitNode.execute(model, max_gpus=2).result
 
 
-NODES = (RandomConditioning, HashWeights, ChangeSkips, NoAttention, CompileModel, CompiledGraphs, SplitOverTwo)
+NODES = (
+    RandomConditioning, HashWeights, ChangeSkips, NoAttention, CutOffAttention, Tiles, CompileModel, CompiledGraphs,
+    SplitOverTwo,
+)  # fmt: skip
 NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in NODES}

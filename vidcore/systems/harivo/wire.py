@@ -7,6 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..wire import frames_per_clip
 from .net import MotionModule
 from .regularise import attention_map, temporal_regularised
 
@@ -62,10 +63,8 @@ class WithMotion:
         x = self.block(x, context=context, transformer_options=transformer_options)
         if not self.strength:
             return x
-        # The host's batch holds every clip once for each of its conditionings, one clip at a time.
-        clips = len(transformer_options.get("cond_or_uncond", [0]))
-        size = tuple(transformer_options["activations_shape"][-2:])
-        return self.layer(x, x.shape[0] // clips, size, transformer_options.get(self.key), self.strength)
+        frames, size = frames_per_clip(len(x), transformer_options), tuple(transformer_options["activations_shape"][-2:])
+        return self.layer(x, frames, size, transformer_options.get(self.key), self.strength)
 
 
 class Watched:

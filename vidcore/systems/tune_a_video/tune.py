@@ -63,6 +63,7 @@ class Tuning:
             The loss.
 
         Raises:
+            ValueError: if nothing that trains is in the loss.
             FloatingPointError: if the loss is not finite; the layers are as the step before left them.
         """
         i, *noises = self._draw(self.step, mean.shape, len(levels))
@@ -70,6 +71,11 @@ class Tuning:
         loss = tune_loss(lambda z: denoise(z, i), prediction, mean + deviation * posterior, noise, levels[i])
         if more is not None:
             loss = loss + more()
+        if not loss.requires_grad:
+            raise ValueError(
+                "the loss has no gradient, so nothing can be learned: a part of the model, or a patch on it, computes "
+                "without (torch.no_grad, torch.inference_mode). Please take that patch out."
+            )
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self._draw(self.step + 1, mean.shape, len(levels))  # while a GPU is at work; reading the loss waits for it

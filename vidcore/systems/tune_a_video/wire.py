@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..wire import frames_per_clip
+
 
 @dataclass(frozen=True)
 class WithTemporal:
@@ -20,6 +22,4 @@ class WithTemporal:
 
     def __call__(self, x, context=None, transformer_options={}):
         x = self.block(x, context=context, transformer_options=transformer_options)
-        # The host's batch holds every clip once for each of its conditionings, one clip at a time.
-        clips = len(transformer_options.get("cond_or_uncond", [0]))
-        return self.temporal(x, x.shape[0] // clips, self.strength)
+        return self.temporal(x, frames_per_clip(len(x), transformer_options), self.strength)

@@ -1,0 +1,106 @@
+"""A way back through attention whose kernels have none.
+
+SageAttention is made for inference: what it returns is cut off from its queries, keys and values, and PyTorch takes the
+gradient of the rest of the network without a word. The host's FlashAttention raises an error on the way back. While
+gradients are taken another kernel stands in for either.
+"""
+
+import contextlib
+import functools
+import logging
+import warnings
+from collections.abc import Callable
+
+import comfy.ldm.modules.attention as host
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# What another node puts in place of attention, among the host's transformer_options.
+OVERRIDE = "optimized_attention_override"
+# Kernels of 8 or 4 bits are this near to exact attention, and what is further away computes something else.
+ALIKE = 0.2
+
+
+def _sage(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=None, attn_mask=None, **_) -> Tensor:
+    """`sageattn` and `sageattn3_blackwell`, computed by PyTorch."""
+    if tensor_layout == "NHD":
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal, scale=sm_scale)
+    return out.transpose(1, 2) if tensor_layout == "NHD" else out
+
+
+def _flash(q, k, v, dropout_p=0.0, causal=False, softmax_scale=-1.0) -> Tensor:
+    """The host's `flash_attn_wrapper` without the wrapper, which hides FlashAttention's own way back."""
+    return host.flash_attn_func(q, k, v, dropout_p=dropout_p, causal=causal, softmax_scale=_scale(softmax_scale))
+
+
+def _scale(number: float) -> float | None:
+    return None if number == -1.0 else number
+
+
+# By the names that the host's attention calls them by.
+INSTEAD = {"sageattn": _sage, "sageattn3_blackwell": _sage, "flash_attn_wrapper": _flash}
+
+
+@contextlib.contextmanager
+def attention_gradients():
+    """Inside, the host's attention has a way back whichever kernels it was started with."""
+    before = {name: getattr(host, name) for name in INSTEAD if hasattr(host, name)}
+    for name in before:
+        setattr(host, name, INSTEAD[name])
+    try:
+        yield
+    finally:
+        for name, kernel in before.items():
+            setattr(host, name, kernel)
+
+
+def with_way_back(override: Callable) -> Callable:
+    """Another node's attention; where that has no way back, and computes the same, the attention that it stands for.
+
+    Args:
+        override: (the host's attention, queries, keys, values, ...) -> what that would return.
+
+    Returns:
+        The same with a way back. What has none and computes something else is left as it is, and the log says so.
+    """
+    known: dict[tuple, bool] = {}  # whether the host's attention is needed, for arguments of some shapes
+
+    @torch.compiler.disable
+    def attend(attention: Callable, q: Tensor, k: Tensor, v: Tensor, *args, **kwargs):
+        if not torch.is_grad_enabled() or not any(x.requires_grad for x in (q, k, v)):
+            return override(attention, q, k, v, *args, **kwargs)
+        shapes = (q.shape, k.shape, q.dtype, kwargs.get("mask") is None)
+        if shapes not in known:
+            known[shapes] = _is_cut_off(override, attention, (q, k, v), args, kwargs)
+        return attention(q, k, v, *args, **kwargs) if known[shapes] else override(attention, q, k, v, *args, **kwargs)
+
+    return attend
+
+
+def _is_cut_off(override: Callable, attention: Callable, tokens: tuple[Tensor, ...], args: tuple, kwargs: dict) -> bool:
+    """Whether ``override`` computes what ``attention`` does and no gradient comes back from it."""
+    leaves = [x.detach().requires_grad_() for x in tokens]
+    # What these calls save is not for the memory saver, which counts what its blocks save.
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch warns of kernels without a way back
+        made = override(attention, *leaves, *args, **kwargs)
+        with contextlib.suppress(RuntimeError):  # "no autograd formula was registered", "does not require grad"
+            if any(x is not None for x in torch.autograd.grad(made.float().sum(), leaves, allow_unused=True)):
+                return False
+        with torch.no_grad():
+            exact = attention(*leaves, *args, **kwargs).float()
+    if (made.detach().float() - exact).norm() <= ALIKE * exact.norm():
+        return True
+    _say_cut_off()
+    return False
+
+
+@functools.cache
+def _say_cut_off() -> None:
+    """Once a process."""
+    logging.warning(
+        "VidCore: a patch on this model brings an attention of its own, which no gradient comes back from. Guidance and "
+        "training go on without that part of it; for exact gradients, please take the patch out."
+    )
