@@ -1,8 +1,7 @@
-"""A way back through attention whose kernels have none.
+"""A way back through attention that another node puts in place of the host's.
 
-SageAttention is made for inference: what it returns is cut off from its queries, keys and values, and PyTorch takes the
-gradient of the rest of the network without a word. The host's FlashAttention raises an error on the way back. While
-gradients are taken another kernel stands in for either.
+SageAttention, the most usual one, is made for inference: what it returns is cut off from its queries, keys and values, and
+PyTorch takes the gradient of the rest of the network without a word.
 """
 
 import contextlib
@@ -11,49 +10,13 @@ import logging
 import warnings
 from collections.abc import Callable
 
-import comfy.ldm.modules.attention as host
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # What another node puts in place of attention, among the host's transformer_options.
 OVERRIDE = "optimized_attention_override"
 # Kernels of 8 or 4 bits are this near to exact attention, and what is further away computes something else.
 ALIKE = 0.2
-
-
-def _sage(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=None, attn_mask=None, **_) -> Tensor:
-    """`sageattn` and `sageattn3_blackwell`, computed by PyTorch."""
-    if tensor_layout == "NHD":
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal, scale=sm_scale)
-    return out.transpose(1, 2) if tensor_layout == "NHD" else out
-
-
-def _flash(q, k, v, dropout_p=0.0, causal=False, softmax_scale=-1.0) -> Tensor:
-    """The host's `flash_attn_wrapper` without the wrapper, which hides FlashAttention's own way back."""
-    return host.flash_attn_func(q, k, v, dropout_p=dropout_p, causal=causal, softmax_scale=_scale(softmax_scale))
-
-
-def _scale(number: float) -> float | None:
-    return None if number == -1.0 else number
-
-
-# By the names that the host's attention calls them by.
-INSTEAD = {"sageattn": _sage, "sageattn3_blackwell": _sage, "flash_attn_wrapper": _flash}
-
-
-@contextlib.contextmanager
-def attention_gradients():
-    """Inside, the host's attention has a way back whichever kernels it was started with."""
-    before = {name: getattr(host, name) for name in INSTEAD if hasattr(host, name)}
-    for name in before:
-        setattr(host, name, INSTEAD[name])
-    try:
-        yield
-    finally:
-        for name, kernel in before.items():
-            setattr(host, name, kernel)
 
 
 def with_way_back(override: Callable) -> Callable:

@@ -19,10 +19,10 @@ import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils._pytree import tree_map_only
 
-from .attention_gradient import OVERRIDE, attention_gradients, with_way_back
+from .attention_gradient import OVERRIDE, with_way_back
 from .checkpoint import OVERWRITTEN
 from .kept import kept
-from .kernels import give_kernels_gradients
+from .kernels import give_kernels_gradients, stand_ins
 
 Result = TypeVar("Result")
 # What PyTorch calls a function that its `inference_mode` and `no_grad` stand around.
@@ -193,7 +193,7 @@ def gradients(modules):
         before, comfy.model_management.in_training = comfy.model_management.in_training, True
         try:
             with contextlib.ExitStack() as stack:
-                stack.enter_context(attention_gradients())
+                stack.enter_context(stand_ins())
                 for module in modules:
                     stack.enter_context(_prepared_calls(module))
                 yield

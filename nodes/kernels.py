@@ -2,17 +2,66 @@
 
 Fused kernels of comfy_kitchen have no gradient. The host leaves most of them alone while it trains, but not all: those in
 the networks of Cosmos Predict 2 and MiniMax H3 raise an error. Each has a plain form beside it, whose gradient this takes.
+
+Others stand aside while gradients are taken. SageAttention's results are cut off from what it was given, so that PyTorch
+takes the gradient of the rest of the network without a word; FlashAttention has a way back that the host's operator around
+it hides; products in 8 bits fail, and the host falls back with a line in the log for each layer.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 
+import comfy.ldm.modules.attention as attention
+import comfy.ops
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 KERNELS = (
     "adaln", "rms_adaln", "apply_rope", "apply_rope1", "apply_rope_split_half", "apply_rope_split_half1", "rms_rope",
     "rms_rope1", "rms_rope_split_half", "rms_rope_split_half1",
 )  # fmt: skip
+
+
+def _sage(q, k, v, tensor_layout="HND", is_causal=False, sm_scale=None, attn_mask=None, **_) -> Tensor:
+    """`sageattn` and `sageattn3_blackwell`, by PyTorch."""
+    if tensor_layout == "NHD":
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal, scale=sm_scale)
+    return out.transpose(1, 2) if tensor_layout == "NHD" else out
+
+
+def _flash(q, k, v, dropout_p=0.0, causal=False, softmax_scale=-1.0) -> Tensor:
+    """The host's `flash_attn_wrapper` without the operator; its scale is -1 for the usual one."""
+    scale = None if softmax_scale == -1.0 else softmax_scale
+    return attention.flash_attn_func(q, k, v, dropout_p=dropout_p, causal=causal, softmax_scale=scale)
+
+
+def _no_product(layer, x) -> None:
+    """`fp8_linear` where it cannot: the host then takes the weights in the input's precision."""
+
+
+STAND_INS = (
+    (attention, "sageattn", _sage),
+    (attention, "sageattn3_blackwell", _sage),
+    (attention, "flash_attn_wrapper", _flash),
+    (comfy.ops, "fp8_linear", _no_product),
+)
+
+
+@contextlib.contextmanager
+def stand_ins():
+    """Inside, kernels without a way back are replaced, whichever the host was started with."""
+    before = [(module, name, getattr(module, name)) for module, name, _ in STAND_INS if hasattr(module, name)]
+    for module, name, kernel in STAND_INS:
+        if hasattr(module, name):
+            setattr(module, name, kernel)
+    try:
+        yield
+    finally:
+        for module, name, kernel in before:
+            setattr(module, name, kernel)
 
 
 @functools.cache

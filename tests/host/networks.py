@@ -373,10 +373,21 @@ def flash_attention(made):
     return Attending(attention.attention_flash, **made), (1, 8, 16), {}
 
 
+def fast_fp8(made):
+    """With ``--fast fp8_matrix_mult``: products in 8 bits, which no gradient comes back from."""
+
+    def fp8_linear(layer, x):
+        return torch.nn.functional.linear(x.detach(), layer.weight.to(x.dtype), layer.bias.to(x.dtype))
+
+    ops.fp8_linear = fp8_linear
+    net = Attending(attention.attention_pytorch, **made | dict(operations=ops.fp8_ops))
+    return net, (1, 8, 16), {}
+
+
 NETWORKS = [
     wan, wan_from_image, wan_vace, wan_camera, wan_animate, hunyuan_video, hunyuan_video_15, ltxv, ltx2, minimax_h3, cosmos,
     cosmos_predict2, mochi, cogvideo, kandinsky5, stable_video_diffusion, qwen_image, flux, stable_diffusion_3, chroma,
-    z_image, hidream, unet, overwriting, adapted, sage_attention, flash_attention,
+    z_image, hidream, unet, overwriting, adapted, sage_attention, flash_attention, fast_fp8,
 ]  # fmt: skip
 
 
