@@ -83,8 +83,8 @@ def inflate(model, patcher: comfy.model_patcher.ModelPatcher, strength: float = 
     model = model.clone()
     add_sparse_causal(model)
     for block, tuned in zip(layers.config.blocks, layers.blocks, strict=True):
-        wrap(model, f"{block.name}.attn1.to_q", _Query, tuned.self_query, strength)
-        wrap(model, f"{block.name}.attn2.to_q", _Query, tuned.text_query, strength)
+        wrap(model, f"{block.name}.attn1.to_q", _Query, tuned, "self_query", strength)
+        wrap(model, f"{block.name}.attn2.to_q", _Query, tuned, "text_query", strength)
         wrap(model, block.name, WithTemporal, tuned.temporal, strength)
     if layers.config.norm == "clip":
         _norm_over_clip(model)
@@ -95,14 +95,15 @@ def inflate(model, patcher: comfy.model_patcher.ModelPatcher, strength: float = 
 
 @dataclass(frozen=True)
 class _Query:
-    """The forward of a query projection, its change added."""
+    """The forward of a query projection, its change added: ``change`` of ``tuned``, which may become another tensor."""
 
     project: Callable
-    change: torch.Tensor
+    tuned: torch.nn.Module
+    change: str
     strength: float
 
     def __call__(self, tokens):
-        return added_query(self.project, self.change, tokens, self.strength)
+        return added_query(self.project, getattr(self.tuned, self.change), tokens, self.strength)
 
 
 def _norm_over_clip(model) -> None:

@@ -86,7 +86,7 @@ class Run:
 
     def __call__(self, model, x, sigmas, extra_args=None, callback=None, disable=None):
         guider, base = model.inner_model, model.inner_model.inner_model
-        others = [part.model for part in guider.loaded_models if part.model is not self.layers]
+        others = [part.model for part in guider.loaded_models]  # the layers, which a GPU has as inference tensors, and more
         sampling, bar = base.model_sampling, comfy.utils.ProgressBar(self.steps)
         with gradients([base, *others]):
             half = base.get_dtype_inference() == torch.float16

@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory):
-    """Makes a server with a base folder of its own and the options given, to be started."""
+    """Makes a server with a base folder of its own, the options given, and packs of tests/host, to be started."""
 
-    def serve(*options) -> Server:
+    def serve(*options, packs=()) -> Server:
         tree = os.environ.get("VIDCORE_HOST_TREE")
         if not tree:
             pytest.skip("needs ComfyUI: run `python3 start.py test`")
@@ -30,7 +30,8 @@ def serve(tmp_path_factory):
         (base / "elsewhere").mkdir()
         paths = base / "extra_model_paths.yaml"
         paths.write_text(f"mine:\n  base_path: {base}\n  video_diffusion: elsewhere\n", encoding="utf-8")
-        shutil.copytree(ROOT / "tests" / "host" / "helpers", base / "custom_nodes" / "vidcore_test_helpers")
+        for pack in ("helpers", *packs):
+            shutil.copytree(ROOT / "tests" / "host" / pack, base / "custom_nodes" / f"vidcore_test_{pack}")
         host = Host(Path(tree), Path(sys.executable), own=True)
         return Server(host, base, cpu=True, extra=("--extra-model-paths-config", paths, *options))
 

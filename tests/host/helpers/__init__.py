@@ -58,7 +58,9 @@ class ChangeSkips:
     def change(self, model, in_place):
         model = model.clone()
         factor = torch.full((1,), 1.1)
-        model.set_model_output_block_patch(lambda h, skip, options: (h, skip.mul_(factor) if in_place else skip * factor))
+        model.set_model_output_block_patch(
+            lambda h, skip, options: (h, skip.mul_(factor.to(skip)) if in_place else skip * factor.to(skip))
+        )
         return (model,)
 
 
