@@ -20,7 +20,7 @@ CLIP = {
 }
 WEIGHT = 0.5  # rounding grows with it
 PROMPTS = dict(positive=["2", 0], negative=["3", 0])
-WINDOWS = dict(seed=1, steps=4, guidance_scale=3.0, sampler="ddim", schedule="uniform_time", vae=["1", 2], **PROMPTS)
+WINDOWS = dict(seed=1, steps=2, guidance_scale=3.0, sampler="ddim", schedule="uniform_time", vae=["1", 2], **PROMPTS)
 
 
 def kept(number, images):
@@ -33,20 +33,23 @@ def kept(number, images):
 
 def sampled(prompt, *models, **how):
     for model in models:
-        prompt |= {f"{model}s": sample(model=(model, 0), **how), f"{model}k": keep_latent(f"{model}s", f"latents/{model}")}
+        prompt |= {
+            f"{model}s": sample(model=(model, 0), steps=2, **how),
+            f"{model}k": keep_latent(f"{model}s", f"latents/{model}"),
+        }
     return prompt
 
 
 def a_video_model():
     guide = dict(image=["clip", 0], vae=["1", 2])
-    prompt = CLIP | loaded(frames=4) | {
+    prompt = CLIP | loaded() | {
         "11": node("ReconstructionGuide", model=["1", 0], kind="frames", weight=WEIGHT, frames="0-3", **guide),
         "12": node("ReconstructionGuide", model=["1", 0], kind="low_resolution", weight=WEIGHT, image=["small", 0],
-                   vae=["1", 2], measured_in="pixels", memory_saver=True),
+                   vae=["1", 2], frames="0-3", measured_in="pixels", memory_saver=True),
         "13": node("MitigatingGradientSampling", model=["1", 0], strength=0.5),
         "14": node("DynamicThresholding", model=["1", 0], percentile=0.9, limit=0.5),
         "15": node("OscillatingGuidance", model=["14", 0], low=1.0, first_steps=1),
-        "20": node("DDIMInvert", model=["1", 0], positive=["2", 0], latent_image=["clip_latent", 0], steps=4,
+        "20": node("DDIMInvert", model=["1", 0], positive=["2", 0], latent_image=["4", 0], steps=2,
                    method="fixed_point", schedule="uniform_time"),
         "20k": keep_latent("20", "latents/20"),
         "30": node("TemporalUpsample", model=["1", 0], image=["clip", 0], factor=2, weight=WEIGHT, window=6, overlap=1,
@@ -56,7 +59,7 @@ def a_video_model():
         "32": node("SpatialUpsample", model=["1", 0], image=["small", 0], factor=2, weight=WEIGHT, window=4, overlap=1,
                    **WINDOWS),
         "40": node("SamplerVDM", sampler="vdm_predictor_corrector", gamma=0.3, delta=0.1),
-        "41": node("BasicScheduler", model=["1", 0], scheduler="simple", steps=4, denoise=1.0),
+        "41": node("BasicScheduler", model=["1", 0], scheduler="simple", steps=2, denoise=1.0),
         "42": node("SamplerCustom", model=["1", 0], add_noise=True, noise_seed=1, cfg=3.0, sampler=["40", 0],
                    sigmas=["41", 0], latent_image=["4", 0], **PROMPTS),
         "42k": keep_latent("42", "latents/42"),
@@ -70,9 +73,9 @@ def snap_video():
         "51": node("UpsampleVideoCascade", model=["50", 0], image=["small", 0], seed=1, steps=3, guidance_scale=2.0,
                    positive=["2", 0], negative=["3", 0], weight=1.0,
                    window=4, overlap=1, corruption=0.1, schedule="uniform_time", sampler="ddim"),
-        "52": node("SetFrameRate", conditioning=["2", 0], fps=8.0),
+        "52": node("SetFrameRate", conditioning=["2", 0], frame_rate=8.0),
     }  # fmt: skip
-    return sampled(prompt, "1") | kept("51", "51")
+    return sampled(prompt, "1", positive=("52", 0)) | kept("51", "51")
 
 
 def content_and_motion():
@@ -89,7 +92,7 @@ def content_and_motion():
 
 
 def layers_beside_an_image_model():
-    train = dict(vae=["1", 2], steps=2, learning_rate=1e-3, seed=5, preview_every=2)
+    train = dict(vae=["1", 2], steps=2, learning_rate=1e-3, seed=5)
     prompt = CLIP | loaded("a large red circle", "shapes-image.safetensors") | {
         "4": node("EmptyLatentImage", width=32, height=32, batch_size=4),
         "10": node("SparseCausalAttention", model=["1", 0]),
@@ -97,14 +100,14 @@ def layers_beside_an_image_model():
         "12": node("ReconstructionGuide", model=["11", 0], kind="low_resolution", weight=WEIGHT, image=["small", 0],
                    vae=["1", 2]),
         "13": node("TuneAVideo", model=["1", 0], frames=["clip", 0], positive=["2", 0], name="tuned", norm="clip",
-                   attention_loss=0.1, **train),
+                   attention_loss=0.1, preview_every=2, **train),
         "14": node("TuneAVideo", model=["1", 0], frames=["clip", 0], positive=["2", 0], name="saver", memory_saver=True,
-                   **train),
+                   preview_every=0, **train),
         "15": node("TrainMotionModule", model=["1", 0], clip=["1", 1], frames=["clip", 0], positive=["2", 0], folder="",
-                   caption="", length=4, every=1, name="motion", **train),
+                   caption="", length=4, every=1, name="motion", preview_every=0, **train),
         "16": node("ReconstructionGuide", model=["13", 0], kind="low_resolution", weight=WEIGHT, image=["small", 0],
                    vae=["1", 2]),
-        "20": node("DDIMInvert", model=["13", 0], positive=["2", 0], latent_image=["clip_latent", 0], steps=3,
+        "20": node("DDIMInvert", model=["13", 0], positive=["2", 0], latent_image=["clip_latent", 0], steps=2,
                    method="fixed_point", schedule="uniform_time"),
         "20k": keep_latent("20", "latents/20"),
     }  # fmt: skip
@@ -113,7 +116,10 @@ def layers_beside_an_image_model():
 
 @pytest.fixture(scope="module")
 def other(serve):
+    if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("needs a PyTorch for which devices can be written in Python, 2.10 or later")
     with serve(packs=["other_device"]) as running:
+        assert running.get("/system_stats")["devices"][0]["type"] == "other"
         yield running
 
 
