@@ -53,15 +53,14 @@ STAND_INS = (
 @contextlib.contextmanager
 def stand_ins():
     """Inside, kernels without a way back are replaced, whichever the host was started with."""
-    before = [(module, name, getattr(module, name)) for module, name, _ in STAND_INS if hasattr(module, name)]
-    for module, name, kernel in STAND_INS:
-        if hasattr(module, name):
-            setattr(module, name, kernel)
+    found = [(module, name, getattr(module, name), ours) for module, name, ours in STAND_INS if hasattr(module, name)]
+    for module, name, _, ours in found:
+        setattr(module, name, ours)
     try:
         yield
     finally:
-        for module, name, kernel in before:
-            setattr(module, name, kernel)
+        for module, name, theirs, _ in found:
+            setattr(module, name, theirs)
 
 
 @functools.cache

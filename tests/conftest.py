@@ -94,14 +94,13 @@ def output(server):
 
 
 @pytest.fixture
-def latents(run, output):
-    """Runs a prompt and gives the latent that each SaveLatent node kept, by node number."""
+def latents(server):
+    """Runs a prompt, on another server if given, and gives the latent that each SaveLatent node kept, by its number."""
 
-    def latents(prompt, timeout=300):
-        history = run(prompt, timeout)
-        return {
-            n: load_file(output(o["latents"][0]))["latent_tensor"] for n, o in history["outputs"].items() if "latents" in o
-        }
+    def latents(prompt, timeout=300, on=server):
+        kept = {n: o["latents"][0] for n, o in run_prompt(on, prompt, timeout)["outputs"].items() if "latents" in o}
+        paths = {n: on.base / "output" / item["subfolder"] / item["filename"] for n, item in kept.items()}
+        return {n: load_file(path)["latent_tensor"] for n, path in paths.items()}
 
     return latents
 

@@ -3,6 +3,7 @@ import torch
 
 from vidcore.layers.attention import attention
 from vidcore.layers.sparse_causal import sparse_causal
+from vidcore.systems.wire import FRAMES, frames_per_clip
 
 
 def tokens(frames, batch=2, length=5, width=8):
@@ -62,3 +63,19 @@ def test_gradients_are_those_of_finite_differences(frames):
 def test_a_batch_that_is_no_clips_is_refused():
     with pytest.raises(ValueError, match="10 pictures cannot be clips of 3 frames"):
         sparse_causal(*tokens(5), 3, attend)
+
+
+@pytest.mark.parametrize(
+    ("batch", "prompts", "known", "frames"),
+    [
+        (8, 2, None, 4),  # nobody says how long the clip is
+        (8, 2, 4, 4),
+        (24, 2, 4, 4),  # three tiles of each frame
+        (12, 1, 4, 4),
+        (8, 2, 16, 4),  # a window of a longer clip
+        (12, 2, 4, 6),  # no clips of that length
+    ],
+)
+def test_what_of_a_batch_is_one_clip(batch, prompts, known, frames):
+    options = {"cond_or_uncond": list(range(prompts))} | ({} if known is None else {FRAMES: known})
+    assert frames_per_clip(batch, options) == frames

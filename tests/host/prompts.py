@@ -34,6 +34,16 @@ def keep_latent(source, prefix="latents/test"):
     return node("SaveLatent", samples=[source, 0], filename_prefix=prefix)
 
 
+def sampled(prompt, models, **how):
+    """Samples with each MODEL, and keeps what came under its number and a k."""
+    for number in models:
+        prompt |= {
+            f"{number}s": sample(model=(number, 0), **how),
+            f"{number}k": keep_latent(f"{number}s", f"latents/{number}"),
+        }
+    return prompt
+
+
 def to_video(source, rate=8, prefix="video/test"):
     """Decode and save what node ``source`` sampled: nodes 20 to 22."""
     return {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from .prompts import keep_latent, loaded, node, sample
+from .prompts import keep_latent, loaded, node, sample, sampled
 
 IMAGE = "shapes-image.safetensors"
 MOTION = "shapes-harivo.safetensors"
@@ -35,16 +35,6 @@ def tuned(model, name, **how):
     """A few steps of Tune-A-Video on the white picture."""
     values = dict(steps=3, learning_rate=1e-3, seed=5, preview_every=0, name=name) | how
     return node("TuneAVideo", model=[model, 0], vae=["1", 2], frames=["6", 0], positive=["2", 0], **values)
-
-
-def sampled(prompt, models, **how):
-    """Samples with each MODEL, and keeps what came under its number and a k."""
-    for number in models:
-        prompt |= {
-            f"{number}s": sample(model=(number, 0), **how),
-            f"{number}k": keep_latent(f"{number}s", f"latents/{number}"),
-        }
-    return prompt
 
 
 @pytest.mark.parametrize("name, size, frames", [("shapes-vdm", 32, 8), ("shapes-snap", 16, 8), ("shapes-image", 32, 1)])
@@ -109,10 +99,7 @@ def test_training_sees_the_network_alone(nodes, run, folder):
     def learned(model):
         prompt = {
             **nodes, "20": GUIDANCE.get(model), "9": node("PreviewAny", source=["8", 1]),
-            "8": node(
-                "TuneAVideo", model=["20" if model else "1", 0], vae=["1", 2], frames=["6", 0], positive=["2", 0], steps=4,
-                learning_rate=1e-3, seed=5, name=model or "alone", preview_every=2,
-            ),
+            "8": tuned("20" if model else "1", model or "alone", steps=4, preview_every=2),
         }  # fmt: skip
         run({number: n for number, n in prompt.items() if n})
         return load_file(folder / f"{model or 'alone'}_00001.safetensors")
@@ -202,13 +189,7 @@ def test_a_split_over_two_gpus_changes_no_clip(nodes, latents, server, kind):
 def test_tuning_runs_on_one_gpu_of_a_split(nodes, run, folder):
     nodes["30"] = node("SplitOverTwo", model=["1", 0])
     for name, model in (("one", "1"), ("two", "30")):
-        nodes |= {
-            f"{name}t": node(
-                "TuneAVideo", model=[model, 0], vae=["1", 2], frames=["6", 0], positive=["2", 0], steps=3,
-                learning_rate=1e-3, seed=5, name=name, preview_every=0,
-            ),
-            f"{name}s": node("PreviewAny", source=[f"{name}t", 1]),
-        }  # fmt: skip
+        nodes |= {f"{name}t": tuned(model, name), f"{name}s": node("PreviewAny", source=[f"{name}t", 1])}
     run(nodes)
     one, two = (load_file(folder / f"{name}_00001.safetensors") for name in ("one", "two"))
     assert all(torch.equal(one[key], two[key]) for key in one)

@@ -112,10 +112,7 @@ def run(operation, args, kwargs):
     if views and torch.is_inference_mode_enabled() and not base.is_inference():
         with torch.inference_mode(False):  # a view is what it is a view of
             return tree_map(outer, computed)
-    try:
-        return return_and_correct_aliasing(operation, args, kwargs, tree_map(outer, computed))
-    except (AssertionError, RuntimeError):
-        return tree_map(outer, computed)
+    return return_and_correct_aliasing(operation, args, kwargs, tree_map(outer, computed))
 
 
 def may_meet(value) -> bool:
@@ -137,11 +134,11 @@ def _copy(source, target, non_blocking=False):
 
 
 LIBRARY = torch.library.Library("aten", "IMPL")
-for made in (
+for operation in (
     aten.empty.memory_format, aten.empty_strided.default, aten.arange.default, aten.arange.start, aten.arange.start_step,
     aten.eye.default, aten.eye.m,
 ):  # fmt: skip
-    LIBRARY.impl(made.name().removeprefix("aten::").removesuffix(".default"), _made(made), "PrivateUse1")
+    LIBRARY.impl(operation.name().removeprefix("aten::").removesuffix(".default"), _made(operation), "PrivateUse1")
 # Where PyTorch itself goes past `__torch_dispatch__`.
 LIBRARY.impl("_copy_from", _copy, "PrivateUse1")
 LIBRARY.impl("copy_", lambda target, source, non_blocking=False: _copy(source, target), "PrivateUse1")
