@@ -5,7 +5,11 @@ the networks of Cosmos Predict 2 and MiniMax H3 raise an error. Each has a plain
 
 Others stand aside while gradients are taken. SageAttention's results are cut off from what it was given, so that PyTorch
 takes the gradient of the rest of the network without a word; FlashAttention has a way back that the host's operator around
-it hides; products in 8 bits fail, and the host falls back with a line in the log for each layer.
+it hides; comfy_kitchen's attention in 8 bits has none; products in 8 bits fail, and the host falls back with a line in the
+log for each layer.
+
+Nor does what the host calls its compiler fit (since 0.35): it lays the memory of a network's blocks out anew for the next
+block, and replays blocks as CUDA graphs, while the way back needs what all of them have left.
 """
 
 import contextlib
@@ -13,10 +17,16 @@ import functools
 from collections.abc import Callable
 
 import comfy.ldm.modules.attention as attention
+import comfy.model_prefetch
 import comfy.ops
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+try:
+    import comfy_kitchen
+except ImportError:  # the host once worked without
+    comfy_kitchen = None
 
 KERNELS = (
     "adaln", "rms_adaln", "apply_rope", "apply_rope1", "apply_rope_split_half", "apply_rope_split_half1", "rms_rope",
@@ -38,14 +48,38 @@ def _flash(q, k, v, dropout_p=0.0, causal=False, softmax_scale=-1.0) -> Tensor:
     return attention.flash_attn_func(q, k, v, dropout_p=dropout_p, causal=causal, softmax_scale=scale)
 
 
+def _int8(q, k, v, *, scale=None, attn_mask=None) -> Tensor:
+    """comfy_kitchen's `int8_attention`, by PyTorch; keys may have fewer heads than queries."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def _packed(q, k, v, *, scale=None, attn_mask=None) -> Callable[[], Tensor]:
+    """`prequantize_int8_attention`, which takes the same and leaves the rest to `int8_attention_from_prequantized`."""
+    return functools.partial(_int8, q, k, v, scale=scale, attn_mask=attn_mask)
+
+
+def _unpacked(packed: Callable[[], Tensor]) -> Tensor:
+    return packed()
+
+
 def _no_product(layer, x) -> None:
     """`fp8_linear` where it cannot: the host then takes the weights in the input's precision."""
+
+
+def _not_here(device=None) -> bool:
+    """What there is on no device: then the host goes without it."""
+    return False
 
 
 STAND_INS = (
     (attention, "sageattn", _sage),
     (attention, "sageattn3_blackwell", _sage),
     (attention, "flash_attn_wrapper", _flash),
+    (comfy_kitchen, "int8_attention", _int8),
+    (comfy_kitchen, "prequantize_int8_attention", _packed),
+    (comfy_kitchen, "int8_attention_from_prequantized", _unpacked),
+    (comfy_kitchen, "sol_attn_is_available", _not_here),  # sparse attention
+    (comfy.model_prefetch, "malloc_graph_enabled", _not_here),  # the host's compiler
     (comfy.ops, "fp8_linear", _no_product),
 )
 
@@ -66,10 +100,10 @@ def stand_ins():
 @functools.cache
 def give_kernels_gradients() -> None:
     """Registers them with PyTorch, once a process; what kernels compute stays as it is."""
-    try:
-        from comfy_kitchen.backends import eager
-    except ImportError:  # then the host has none
+    if comfy_kitchen is None:
         return
+    from comfy_kitchen.backends import eager
+
     for name in KERNELS:
         if hasattr(eager, name) and hasattr(torch.ops.comfy_kitchen, name):
             setup, backward = _gradient(getattr(eager, name))

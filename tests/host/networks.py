@@ -15,6 +15,8 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy.model_prefetch  # noqa: E402
+import comfy_kitchen  # noqa: E402
 import torch  # noqa: E402
 from comfy import ops  # noqa: E402
 from comfy.ldm.modules import attention  # noqa: E402
@@ -373,6 +375,62 @@ def flash_attention(made):
     return Attending(attention.attention_flash, **made), (1, 8, 16), {}
 
 
+class InBits(torch.nn.Module):
+    """Not the host's: attention as its ``attention_comfy_kitchen_int8`` and that one's ``container_function`` compute it.
+
+    ComfyUI has them since 0.33, for ``--use-ck-attention``, ``ModelAttentionBackend`` and checkpoints that ask for it.
+    """
+
+    def __init__(self, operations, **made):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([operations.Linear(16, 48, **made) for _ in range(2)])
+
+    def forward(self, x, transformer_options):
+        q, k, v = self.heads(self.blocks[0](x))
+        x = x + comfy_kitchen.int8_attention(q, k, v, scale=None, attn_mask=None).transpose(1, 2).flatten(2)
+        q, k, v = self.heads(self.blocks[1](x))
+        k, v = k[:, :1], v[:, :1]  # fewer heads than of queries
+        packed = comfy_kitchen.prequantize_int8_attention(q, k, v, scale=0.3, attn_mask=None)
+        return x + comfy_kitchen.int8_attention_from_prequantized(packed).transpose(1, 2).flatten(2)
+
+    @staticmethod
+    def heads(x):
+        return (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in x.chunk(3, dim=-1))
+
+
+def kitchen_attention(made):
+    """With ``--use-ck-attention``: a kernel in 8 bits, as an operator that has no way back."""
+
+    @torch.library.custom_op("vidcore_tests::int8_attention", mutates_args=())
+    def int8_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> torch.Tensor:
+        return exact(q, k, v, scale=scale, enable_gqa=True)
+
+    comfy_kitchen.int8_attention = lambda q, k, v, *, scale=None, attn_mask=None: int8_attention(q, k, v, scale)
+    comfy_kitchen.prequantize_int8_attention = lambda q, k, v, *, scale=None, attn_mask=None: (q, k, v, scale)
+    comfy_kitchen.int8_attention_from_prequantized = lambda packed: int8_attention(*packed)
+    return InBits(**made), (1, 8, 16), {}
+
+
+class Compiled(torch.nn.Module):
+    """Not the host's: blocks as its ``prefetch_queue_pop`` runs them, replayed as CUDA graphs where its compiler is on."""
+
+    def __init__(self, operations, **made):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([operations.Linear(16, 16, **made) for _ in range(2)])
+
+    def forward(self, x, transformer_options):
+        for block in self.blocks:
+            made = torch.tanh(block(x))
+            x = x + (made.detach() if comfy.model_prefetch.malloc_graph_enabled(x.device) else made)
+        return x
+
+
+def host_compiler(made):
+    """On a GPU since ComfyUI 0.35: what comes out of a graph has no history."""
+    comfy.model_prefetch.malloc_graph_enabled = lambda device: True
+    return Compiled(**made), (1, 8, 16), {}
+
+
 def fast_fp8(made):
     """With ``--fast fp8_matrix_mult``: products in 8 bits, which no gradient comes back from."""
 
@@ -387,7 +445,8 @@ def fast_fp8(made):
 NETWORKS = [
     wan, wan_from_image, wan_vace, wan_camera, wan_animate, hunyuan_video, hunyuan_video_15, ltxv, ltx2, minimax_h3, cosmos,
     cosmos_predict2, mochi, cogvideo, kandinsky5, stable_video_diffusion, qwen_image, flux, stable_diffusion_3, chroma,
-    z_image, hidream, unet, overwriting, adapted, sage_attention, flash_attention, fast_fp8,
+    z_image, hidream, unet, overwriting, adapted, sage_attention, flash_attention, kitchen_attention,
+    host_compiler, fast_fp8,
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ NETWORKS = (
     "wan", "wan_from_image", "wan_vace", "wan_camera", "wan_animate", "hunyuan_video", "hunyuan_video_15", "ltxv", "ltx2",
     "minimax_h3", "cosmos", "cosmos_predict2", "mochi", "cogvideo", "kandinsky5", "stable_video_diffusion", "qwen_image",
     "flux", "stable_diffusion_3", "chroma", "z_image", "hidream", "unet", "overwriting",
-    "adapted", "sage_attention", "flash_attention", "fast_fp8",
+    "adapted", "sage_attention", "flash_attention", "kitchen_attention", "host_compiler", "fast_fp8",
 )  # fmt: skip
 
 
