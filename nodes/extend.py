@@ -19,9 +19,10 @@ from .convert import (
     latent_to_clip,
     whole_latents,
 )  # fmt: skip
-from .guide import Decoder, Guide, guided, is_motion, still
+from .guide import Decoder, Guide, guided, is_motion
 from .parts import check_estimate, needs_sound
 from .samplers import PAPER_SCHEDULE, SAMPLERS, SCHEDULES, make_sampler, make_sigmas
+from .still import still
 
 
 def common_inputs(weight: float) -> list:

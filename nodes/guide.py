@@ -27,6 +27,7 @@ from .host_cmd import MotionModel
 from .one_device import on_one_device
 from .parts import packed, parts_of, video_of
 from .samplers import host_level
+from .still import still
 
 KEY = "vidcore_reconstruction"
 KINDS = ["frames", "mask", "low_resolution", "temporal_average"]
@@ -149,11 +150,6 @@ def refuse_parts_but_video(shapes: list[torch.Size]) -> None:
             "guidance knows latents of several parts where the first is a video, as of video with sound; this one has "
             f"{' and '.join(' x '.join(map(str, shape)) for shape in shapes)}. Please take the guide out."
         )
-
-
-def still(patcher):
-    """A clone whose weights stay: those that the host pages in and out may be gone before the way back needs them."""
-    return patcher.clone(disable_dynamic=True) if patcher.is_dynamic() else patcher.clone()
 
 
 def without_caches(model, others: Sequence[str] = ()):

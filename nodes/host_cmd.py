@@ -112,10 +112,12 @@ class HostCodec:
         device, offload = comfy.model_management.vae_device(), comfy.model_management.vae_offload_device()
         self.dtype = comfy.model_management.vae_dtype(device, [torch.bfloat16, torch.float32])
         net = ContentMotionCodec(self.config, comfy.ops.manual_cast, offload, self.dtype).eval().requires_grad_(False)
-        weights.check(net, tensors, "autoencoder")
+        weights.check(ContentMotionCodec(self.config, device="meta"), tensors, "autoencoder")
         comfy.model_management.archive_model_dtypes(net)
         kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
         self.patcher = kind(net, load_device=device, offload_device=offload)
+        # In the type that it computes in, which it reads off them.
+        tensors = {name: tensor.to(self.dtype) for name, tensor in tensors.items()}
         net.load_state_dict(tensors, assign=self.patcher.is_dynamic())
         self.patcher.cached_patcher_init = (_codec_patcher, (path,))
 

@@ -9,6 +9,7 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 
 from ..vidcore import weights
+from .whole import WholeLayers
 
 
 def place(
@@ -32,11 +33,14 @@ def place(
     support.set_inference_dtype(dtype, cast, device=load_device)
 
     model = support.get_model(net)
-    weights.check(model.diffusion_model, net, "network")
+    wanted = type(model.diffusion_model)(support.unet_config["config"], device="meta", operations=WholeLayers)
+    weights.check(wanted, net, "network")
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=load_device, offload_device=offload_device)
     if not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
+    if not patcher.is_dynamic():  # else the host casts as it pages
+        net = {key: tensor.to(dtype) for key, tensor in net.items()}
     model.load_model_weights(net, assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (load, (path,))
     return patcher

@@ -87,7 +87,7 @@ def load_clip(path: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     clip = comfy.sd.CLIP(
         target,
         parameters=sum(t.numel() for t in text.values()),
-        state_dict=[text],
+        state_dict=[{name: tensor.float() for name, tensor in text.items()}],
         model_options={"dtype": torch.float32},  # half a million parameters: half precision would save nothing
         disable_dynamic=disable_dynamic,
     )

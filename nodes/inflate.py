@@ -7,7 +7,6 @@ from functools import partial
 
 import comfy.model_management
 import comfy.model_patcher
-import comfy.ops
 import comfy.patcher_extension
 import comfy.utils
 import torch
@@ -20,6 +19,7 @@ from ..vidcore.systems.tune_a_video.wire import WithTemporal
 from ..vidcore.systems.wire import frames_per_clip
 from .one_device import on_one_device
 from .sparse_causal import add_sparse_causal, image_unet
+from .whole import WholeLayers
 
 KEY = "vidcore_tune_a_video"
 # Weights of each block that enter the base model's fingerprint.
@@ -132,4 +132,4 @@ def _norm_over_clip(model) -> None:
 def new_layers(config: TuneConfig, seed: int) -> TunedLayers:
     """Layers before their first step, float32, that gradients can reach although nodes run in inference mode."""
     with torch.inference_mode(False):
-        return TunedLayers(config, comfy.ops.manual_cast, dtype=torch.float32).init_weights(seed)
+        return TunedLayers(config, WholeLayers, dtype=torch.float32).init_weights(seed)

@@ -1,7 +1,6 @@
 """A motion module on the host's image models, by patching a MODEL: its own weights and modules stay as they are."""
 
 import comfy.model_patcher
-import comfy.ops
 import comfy.patcher_extension
 import torch
 
@@ -14,6 +13,7 @@ from .one_clip import one_clip
 from .one_device import on_one_device
 from .samplers import host_level
 from .sparse_causal import image_unet
+from .whole import WholeLayers
 
 KEY = "vidcore_harivo"
 
@@ -28,7 +28,7 @@ def motion_config(model, node: str, frames: int, **sizes) -> HarivoConfig:
 def new_module(config: HarivoConfig, seed: int) -> MotionModule:
     """A module before its first step, float32, that gradients can reach although nodes run in inference mode."""
     with torch.inference_mode(False):
-        return MotionModule(config, comfy.ops.manual_cast, dtype=torch.float32).init_weights(seed)
+        return MotionModule(config, WholeLayers, dtype=torch.float32).init_weights(seed)
 
 
 def add_motion(model, module: MotionModule, patcher: comfy.model_patcher.ModelPatcher, strength: float = 1.0):

@@ -1,6 +1,7 @@
 """On a device whose memory is not the computer's, the nodes make what they make on the CPU; see `other_device.device`.
 
-It cannot say how fast a GPU is or how it rounds, but tensors that are on the wrong side meet here as they would there.
+It cannot say how fast a GPU is or how it rounds, but tensors that are on the wrong side meet here as they would there. And
+weights come and go here as the host pages them on NVIDIA's GPUs, see `paging.pages`.
 """
 
 import pytest
@@ -103,15 +104,23 @@ def layers_beside_an_image_model():
 
 
 @pytest.fixture(scope="module")
-def other(serve):
+def other(serve, request):
+    """A server on the other device, with weights that come and go or with all of them there."""
     if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
         pytest.skip("needs a PyTorch for which devices can be written in Python")
-    with serve(packs=["other_device"]) as running:
+    paged = request.param == "paged"
+    with serve(packs=["other_device", "paging"] if paged else ["other_device"]) as running:
         assert running.get("/system_stats")["devices"][0]["type"] == "other"
         yield running
+        assert ("prepared for dynamic VRAM loading" in running.log.read_text(encoding="utf-8")) == paged
 
 
-@pytest.mark.parametrize("prompt", [a_video_model, snap_video, content_and_motion, layers_beside_an_image_model])
+@pytest.mark.parametrize(
+    "other, prompt",
+    [("paged", kind) for kind in (a_video_model, snap_video, content_and_motion, layers_beside_an_image_model)]
+    + [("whole", layers_beside_an_image_model)],
+    indirect=["other"],
+)
 def test_nodes_make_the_same_on_another_device(latents, other, prompt, emptied):
     for folder in ("tuned_video", "video_motion"):
         emptied(folder)

@@ -1,0 +1,44 @@
+"""A copy of a model whose weights stay where they are loaded."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+
+import torch
+
+
+def still(patcher):
+    """A clone whose weights stay: those that the host pages in and out may be gone before the way back needs them.
+
+    The host loads such a clone anew, and what stands around parts of the one network goes over to those of the other.
+    """
+    if not patcher.is_dynamic():
+        return patcher.clone()
+    clone = patcher.clone(disable_dynamic=True)
+    names = {id(part): name for name, part in patcher.model.named_modules()}
+    for place, patch in clone.object_patches.items():
+        clone.object_patches[place] = moved(patch, lambda part: clone.model.get_submodule(names[id(part)]), names)
+    return clone
+
+
+def moved(patch, other: Callable[[torch.nn.Module], torch.nn.Module], known) -> object:
+    """A patch that stands around methods of modules, around those of others instead.
+
+    Args:
+        patch: a method, a `functools.partial`, a dataclass of such things, or something else, which stays.
+        other: the module that takes the place of one.
+        known: the ids of modules that have such another.
+    """
+    go = functools.partial(moved, other=other, known=known)
+    if inspect.ismethod(patch) and id(patch.__self__) in known:
+        return getattr(other(patch.__self__), patch.__name__)
+    if isinstance(patch, functools.partial):
+        return functools.partial(
+            go(patch.func), *map(go, patch.args), **{key: go(part) for key, part in patch.keywords.items()}
+        )
+    if dataclasses.is_dataclass(patch) and not isinstance(patch, type):
+        parts = {field.name: getattr(patch, field.name) for field in dataclasses.fields(patch) if field.init}
+        changed = {name: new for name, part in parts.items() if (new := go(part)) is not part}
+        return dataclasses.replace(patch, **changed) if changed else patch
+    return patch
