@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 
 import torch
+from comfy.quant_ops import QuantizedTensor
 
 
 def still(patcher):
@@ -16,10 +17,20 @@ def still(patcher):
     if not patcher.is_dynamic():
         return patcher.clone()
     clone = patcher.clone(disable_dynamic=True)
+    settle(clone.model)
     names = {id(part): name for name, part in patcher.model.named_modules()}
     for place, patch in clone.object_patches.items():
         clone.object_patches[place] = moved(patch, lambda part: clone.model.get_submodule(names[id(part)]), names)
     return clone
+
+
+def settle(model: torch.nn.Module) -> None:
+    """Weights in the type that the host wants them in: some layers of such a clone have that of the file instead."""
+    for part in model.modules():
+        for name, weight in part._parameters.items():
+            wanted = getattr(part, f"{name}_comfy_model_dtype", None)
+            if weight is not None and wanted not in (None, weight.dtype) and not isinstance(weight, QuantizedTensor):
+                part._parameters[name] = torch.nn.Parameter(weight.to(wanted), requires_grad=False)
 
 
 def moved(patch, other: Callable[[torch.nn.Module], torch.nn.Module], known) -> object:

@@ -14,7 +14,7 @@ import comfy_aimdo.torch
 import safetensors
 import torch
 from comfy.cli_args import args
-from device import DEVICE
+from device import DEVICE, OtherTensor
 
 ROOM = 1 << 20  # bytes of all weights together
 
@@ -101,14 +101,14 @@ DATA = torch.Tensor.data
 
 def set_data(parameter, data):
     """``parameter.data = data``, which PyTorch refuses where the device's tensors are of a class of their own."""
-    if type(data) is type(DATA.__get__(parameter)):
+    if type(data) is type(DATA.__get__(parameter)) is torch.Tensor:
         DATA.__set__(parameter, data)
     else:
         torch.utils.swap_tensors(parameter, torch.nn.Parameter(data, requires_grad=parameter.requires_grad))
 
 
 def install():
-    torch.nn.Parameter.data = property(DATA.__get__, set_data)
+    torch.nn.Parameter.data = OtherTensor.data = property(DATA.__get__, set_data)
     vbar = comfy_aimdo.model_vbar
     vbar.ModelVBAR, vbar.vbar_unpin = ModelVBAR, unpin
     vbar.vbar_fault = lambda alloc: alloc[0].fault(alloc[1])
