@@ -3,21 +3,32 @@
 import dataclasses
 import functools
 import inspect
+import types
+import weakref
 from collections.abc import Callable
 
 import torch
 from comfy.quant_ops import QuantizedTensor
 
+# Of a model whose weights come and go: the copy whose weights stay, and what the host wants beside that for a clone.
+_copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_beside: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
 
 def still(patcher):
     """A clone whose weights stay: those that the host pages in and out may be gone before the way back needs them.
 
-    The host loads such a clone anew, and what stands around parts of the one network goes over to those of the other.
+    The host loads one copy of the model for all such clones, as long as there is one of them. What stands around parts of
+    the one network goes over to those of the other.
     """
     if not patcher.is_dynamic():
         return patcher.clone()
-    clone = patcher.clone(disable_dynamic=True)
-    settle(clone.model)
+    model = _copies[patcher.model]() if patcher.model in _copies else None
+    clone = patcher.clone(disable_dynamic=True, model_override=None if model is None else (model, _beside[model]))
+    if model is None:
+        settle(clone.model)
+        _copies[patcher.model] = weakref.ref(clone.model)
+        _beside[clone.model] = clone.get_clone_model_override()[1]
     names = {id(part): name for name, part in patcher.model.named_modules()}
     for place, patch in clone.object_patches.items():
         clone.object_patches[place] = moved(patch, lambda part: clone.model.get_submodule(names[id(part)]), names)
@@ -43,7 +54,7 @@ def moved(patch, other: Callable[[torch.nn.Module], torch.nn.Module], known) -> 
     """
     go = functools.partial(moved, other=other, known=known)
     if inspect.ismethod(patch) and id(patch.__self__) in known:
-        return getattr(other(patch.__self__), patch.__name__)
+        return types.MethodType(patch.__func__, other(patch.__self__))  # whatever stands around that just now
     if isinstance(patch, functools.partial):
         return functools.partial(
             go(patch.func), *map(go, patch.args), **{key: go(part) for key, part in patch.keywords.items()}
