@@ -40,8 +40,11 @@ class DynamicThresholding(io.ComfyNode):
             shapes, x0 = shapes_of(given["cond"]), given["denoised"]
             if not packed(shapes):
                 return dynamic_threshold(x0, percentile, limit)
-            parts = comfy.utils.unpack_latents(x0, shapes)  # sound has a range of its own
-            return comfy.utils.pack_latents([dynamic_threshold(part, percentile, limit) for part in parts])[0]
+            video, *sounds = comfy.utils.unpack_latents(x0, shapes)  # sound has a range of its own
+            # MiniMax H3's is larger while it is sampled, since ComfyUI 0.33.
+            scale = getattr(given["model"], "audio_scale", lambda: 1.0)()
+            sounds = [dynamic_threshold(sound, percentile, limit * scale) for sound in sounds]
+            return comfy.utils.pack_latents([dynamic_threshold(video, percentile, limit), *sounds])[0]
 
         model.set_model_sampler_post_cfg_function(threshold)
         return io.NodeOutput(model)
