@@ -19,6 +19,7 @@ from ..vidcore.systems.tune_a_video.wire import WithTemporal
 from ..vidcore.systems.wire import frames_per_clip
 from .one_device import on_one_device
 from .sparse_causal import add_sparse_causal, image_unet
+from .still import follow
 from .whole import WholeLayers
 
 KEY = "vidcore_tune_a_video"
@@ -31,6 +32,7 @@ def wrap(model, place: str, kind, *arguments) -> None:
     """Let ``kind`` stand around the forward of a cloned MODEL's part, whatever stands there already."""
     forward = f"diffusion_model.{place}.forward"
     model.add_object_patch(forward, kind(model.get_model_object(forward), *arguments))
+    follow(model)
 
 
 def find_blocks(net: UNetModel) -> tuple[Block, ...]:

@@ -8,8 +8,10 @@ import weakref
 from collections.abc import Callable
 
 import torch
+from comfy.patcher_extension import CallbacksMP
 from comfy.quant_ops import QuantizedTensor
 
+KEY = "vidcore_follow"
 # Of a model whose weights come and go: the copy whose weights stay, and what the host wants beside that for a clone.
 _copies: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _beside: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -18,21 +20,36 @@ _beside: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 def still(patcher):
     """A clone whose weights stay: those that the host pages in and out may be gone before the way back needs them.
 
-    The host loads one copy of the model for all such clones, as long as there is one of them. What stands around parts of
-    the one network goes over to those of the other.
+    The host loads one copy of the model for all such clones, as long as there is one of them.
     """
+    patcher = patcher.clone()
     if not patcher.is_dynamic():
-        return patcher.clone()
+        return patcher
+    follow(patcher)
     model = _copies[patcher.model]() if patcher.model in _copies else None
     clone = patcher.clone(disable_dynamic=True, model_override=None if model is None else (model, _beside[model]))
     if model is None:
         settle(clone.model)
         _copies[patcher.model] = weakref.ref(clone.model)
         _beside[clone.model] = clone.get_clone_model_override()[1]
-    names = {id(part): name for name, part in patcher.model.named_modules()}
-    for place, patch in clone.object_patches.items():
-        clone.object_patches[place] = moved(patch, lambda part: clone.model.get_submodule(names[id(part)]), names)
     return clone
+
+
+def follow(patcher) -> None:
+    """Let what stands around parts of a MODEL's network stand around those of another copy, wherever the host makes one.
+
+    It does so for `still`, for LoRAs that come and go by hooks where weights are paged, and to train LoRAs.
+    """
+    patcher.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
+    patcher.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _follow)
+
+
+def _follow(patcher, clone) -> None:
+    if clone.model is patcher.model:
+        return
+    names, others = {id(part): name for name, part in patcher.model.named_modules()}, dict(clone.model.named_modules())
+    for place, patch in clone.object_patches.items():
+        clone.object_patches[place] = moved(patch, lambda part: others[names[id(part)]], names)
 
 
 def settle(model: torch.nn.Module) -> None:
