@@ -1,7 +1,8 @@
 """A way back through the host's kernels.
 
 Fused kernels of comfy_kitchen have no gradient. The host leaves most of them alone while it trains, but not all: those in
-the networks of Cosmos Predict 2 and MiniMax H3 raise an error. Each has a plain form beside it, whose gradient this takes.
+the networks of Cosmos Predict 2 and MiniMax H3 raise an error, and so do newer ones, of VAEs. Each has a plain form beside
+it, whose gradient this takes.
 
 Others stand aside while gradients are taken. SageAttention's results are cut off from what it was given, so that PyTorch
 takes the gradient of the rest of the network without a word; FlashAttention has a way back that the host's operator around
@@ -30,7 +31,7 @@ except ImportError:  # the host once worked without
 
 KERNELS = (
     "adaln", "rms_adaln", "apply_rope", "apply_rope1", "apply_rope_split_half", "apply_rope_split_half1", "rms_rope",
-    "rms_rope1", "rms_rope_split_half", "rms_rope_split_half1",
+    "rms_rope1", "rms_rope_split_half", "rms_rope_split_half1", "group_norm_stats3d", "group_norm_silu_pad3d", "fp16_conv3d",
 )  # fmt: skip
 
 
