@@ -9,6 +9,7 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 
 from ..vidcore import weights
+from .still import settle
 from .whole import WholeLayers
 
 
@@ -39,9 +40,9 @@ def place(
     patcher = kind(model, load_device=load_device, offload_device=offload_device)
     if not comfy.model_management.is_device_cpu(offload_device):
         model.to(offload_device)
-    if not patcher.is_dynamic():  # else the host casts as it pages
-        net = {key: tensor.to(dtype) for key, tensor in net.items()}
     model.load_model_weights(net, assign=patcher.is_dynamic())
+    if not patcher.is_dynamic():  # else the host casts as it pages
+        settle(model)
     patcher.cached_patcher_init = (load, (path,))
     return patcher
 

@@ -9,8 +9,8 @@ takes the gradient of the rest of the network without a word; FlashAttention has
 it hides; comfy_kitchen's attention in 8 bits has none; products in 8 bits fail, and the host falls back with a line in the
 log for each layer.
 
-Nor does what the host calls its compiler fit (since 0.35): it lays the memory of a network's blocks out anew for the next
-block, and replays blocks as CUDA graphs, while the way back needs what all of them have left.
+Nor does what the host calls its compiler fit (since 0.35): it gives the memory of a network's block to the next one, and
+replays blocks as CUDA graphs, while the way back needs what all of them have left.
 """
 
 import contextlib

@@ -5,7 +5,6 @@ import functools
 import inspect
 import types
 import weakref
-from collections.abc import Callable
 
 import torch
 from comfy.patcher_extension import CallbacksMP
@@ -47,9 +46,10 @@ def follow(patcher) -> None:
 def _follow(patcher, clone) -> None:
     if clone.model is patcher.model:
         return
-    names, others = {id(part): name for name, part in patcher.model.named_modules()}, dict(clone.model.named_modules())
+    others = dict(clone.model.named_modules())
+    others = {id(part): others[name] for name, part in patcher.model.named_modules() if name in others}
     for place, patch in clone.object_patches.items():
-        clone.object_patches[place] = moved(patch, lambda part: others[names[id(part)]], names)
+        clone.object_patches[place] = moved(patch, others)
 
 
 def settle(model: torch.nn.Module) -> None:
@@ -61,17 +61,16 @@ def settle(model: torch.nn.Module) -> None:
                 part._parameters[name] = torch.nn.Parameter(weight.to(wanted), requires_grad=False)
 
 
-def moved(patch, other: Callable[[torch.nn.Module], torch.nn.Module], known) -> object:
+def moved(patch, others: dict[int, torch.nn.Module]):
     """A patch that stands around methods of modules, around those of others instead.
 
     Args:
         patch: a method, a `functools.partial`, a dataclass of such things, or something else, which stays.
-        other: the module that takes the place of one.
-        known: the ids of modules that have such another.
+        others: by the id of a module, the one that takes its place.
     """
-    go = functools.partial(moved, other=other, known=known)
-    if inspect.ismethod(patch) and id(patch.__self__) in known:
-        return types.MethodType(patch.__func__, other(patch.__self__))  # whatever stands around that just now
+    go = functools.partial(moved, others=others)
+    if inspect.ismethod(patch) and id(patch.__self__) in others:
+        return types.MethodType(patch.__func__, others[id(patch.__self__)])  # whatever stands around that just now
     if isinstance(patch, functools.partial):
         return functools.partial(
             go(patch.func), *map(go, patch.args), **{key: go(part) for key, part in patch.keywords.items()}
