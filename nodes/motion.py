@@ -49,7 +49,7 @@ def add_motion(model, module: MotionModule, patcher: comfy.model_patcher.ModelPa
     def move(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
         """DIFFUSION_MODEL: mapping network in front, frame tokens behind the text. ControlNets have had the plain text."""
         frames = frames_per_clip(len(x), transformer_options)
-        level, _ = host_level(sampling, float(transformer_options["sigmas"].flatten()[0]))
+        level, _ = host_level(sampling, transformer_options["sigmas"].flatten()[0])  # no number: that would wait for a GPU
         x, context, tokens = moved_input(module, fold(x), context, level.sigma, frames, strength)
         options = {**transformer_options, key: tokens}
         return executor(unfold(x), timesteps, context, y, control, options, **kwargs)

@@ -7,7 +7,7 @@ import comfy.samplers
 import torch
 
 from ..vidcore.systems.harivo import ClipLosses, MotionModule
-from .tune_run import Run, watch
+from .tune_run import Run, on_device, watch
 
 QUEUE = 64  # features of other clips that a clip is held against
 
@@ -42,7 +42,7 @@ class ClipsGuider(comfy.samplers.CFGGuider):
         self.inner_set_conds({f"clip{i}": text for i, text in enumerate(texts)})
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):
-        text = self.conds[f"clip{self.current}"]
+        text = on_device(self.conds[f"clip{self.current}"], x.device)
         return comfy.samplers.calc_cond_batch(self.inner_model, [text], x, timestep, model_options)[0]
 
 
@@ -59,7 +59,10 @@ class MotionRun(Run):
         super().__init__(model, trained, torch.zeros(()), *rest)
         self.losses, self.clips, self.length = trained.losses, clips, length
 
-    def advance(self, model, denoise, prediction, mean, deviation, levels) -> float:
+    def prepare(self, guider, device) -> None:
+        """Nothing: the texts of all clips might fill the device."""
+
+    def advance(self, model, denoise, prediction, mean, deviation, levels) -> torch.Tensor:
         base, draw = model.inner_model.inner_model, torch.Generator()
         draw.manual_seed(zlib.crc32(f"clip/{self.seed}/{self.tuning.step}".encode()))
         number = int(torch.randint(len(self.clips), (1,), generator=draw))
@@ -68,11 +71,11 @@ class MotionRun(Run):
         model.inner_model.current = number
         latents, deviations = (x[first : first + self.length] for x in (clip.mean, clip.deviation))
         zero = base.process_latent_in(torch.zeros_like(deviations))
-        latents = base.process_latent_in(latents).clone().to(mean)
-        deviations = (base.process_latent_in(deviations) - zero).clone().to(mean)
+        latents = base.process_latent_in(latents).clone().to(mean.dtype)
+        deviations = (base.process_latent_in(deviations) - zero).clone().to(mean.dtype)
 
         def more() -> torch.Tensor:
-            return self.losses(watched, self.length, draw, clips=torch.tensor([number]))
+            return self.losses(watched, self.length, draw, clips=torch.full((1,), number, device=mean.device))
 
         with watch(base.diffusion_model, bool(self.losses.attention)) as watched:
             return self.tuning.advance(denoise, prediction, latents, deviations, levels, more)

@@ -49,7 +49,7 @@ def make_sigmas(sampling, schedule: str, sampler: str, steps: int, denoise: floa
     return sigmas[-(steps + 1) :]
 
 
-def host_level(sampling, sigma: float) -> tuple[Level, float]:
+def host_level(sampling, sigma: float | torch.Tensor) -> tuple[Level, float | torch.Tensor]:
     """The noise level behind the host's ``sigma``, and the factor from the host's state to z = alpha x + sigma eps.
 
     Flow models hold z itself with alpha = 1 - sigma; all others hold z / alpha, with sigma standing for sigma / alpha.

@@ -1,6 +1,7 @@
 """One run of Tune-A-Video on a host MODEL, and the clip that it runs on."""
 
 import contextlib
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..vidcore import weights
 from ..vidcore.sample import ddim_step
 from ..vidcore.sample import sample as walk
 from ..vidcore.systems.harivo.wire import Watched
-from ..vidcore.systems.tune_a_video import Tuning
+from ..vidcore.systems.tune_a_video import Tuning, read_loss, sent
 from .checkpoint import checkpointed
 from .gradient import Safeguards, gradients
 from .guide import out_of_memory
@@ -82,6 +83,7 @@ class Run:
         self.tuning: Tuning | None = None
         self.state: str | None = None
         self.loss = float("nan")
+        self.unread: torch.Tensor | None = None  # the loss of the last step, until the device has been waited for
         self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
     def __call__(self, model, x, sigmas, extra_args=None, callback=None, disable=None):
@@ -98,20 +100,33 @@ class Run:
             deviation = (base.process_latent_in(self.deviation) - base.process_latent_in(zero)).clone().to(x)
             mean = x.clone()
             denoise, levels, _ = walker(model, mean, sampling.sigmas.clone().to(x), extra_args)
+            self.prepare(guider, x.device)
             safeguards = Safeguards(self.layers)
             step = partial(self.advance, model, denoise, prediction(sampling), mean, deviation, levels)
             while self.tuning.step < self.steps:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 with checkpointed(base.diffusion_model) if self.memory_saver else torch.enable_grad():
-                    self.loss = safeguards(step)
-                done, preview = self.tuning.step, None
+                    loss = safeguards(step)
+                if self.unread is not None:  # a step late, so that a GPU has work while Python prepares more
+                    self.report(bar, self.tuning.step - 1)
+                self.unread, done = loss, self.tuning.step
                 if self.preview_every and self.previewer and (done % self.preview_every == 0 or done == self.steps):
-                    preview = safeguards(partial(self.preview, model, mean, extra_args))
-                bar.update_absolute(done, self.steps, preview)
-                say(self.node, f"step {done} of {self.steps}, loss {self.loss:.4f}")
+                    self.report(bar, done, safeguards(partial(self.preview, model, mean, extra_args)))
+            if self.unread is not None:
+                self.report(bar, self.steps)
         return x
 
-    def advance(self, model, denoise, prediction, mean, deviation, levels) -> float:
+    def prepare(self, guider, device: torch.device) -> None:
+        """What is done once before the first step."""
+        guider.conds = {name: on_device(conds, device) for name, conds in guider.conds.items()}
+
+    def report(self, bar, step: int, preview=None) -> None:
+        """Shows how far it is, with the loss of that step, for which the device is waited for."""
+        self.loss, self.unread = read_loss(self.unread, step), None
+        bar.update_absolute(step, self.steps, preview)
+        say(self.node, f"step {step} of {self.steps}, loss {self.loss:.4f}")
+
+    def advance(self, model, denoise, prediction, mean, deviation, levels) -> torch.Tensor:
         """One step, as `Tuning.advance`; ``model`` is what the host hands to samplers."""
         if not self.attention_loss:
             return self.tuning.advance(denoise, prediction, mean, deviation, levels)
@@ -131,6 +146,8 @@ class Run:
             info: what the file says of itself.
             with_state: whether to write what is needed to go on.
         """
+        if self.unread is not None:  # it was cancelled
+            self.loss, self.unread = read_loss(self.unread, self.tuning.step), None
         with torch.inference_mode(False):
             tensors = {f"{name}.{key}": value for key, value in layers.state_dict().items()} | {"base": base}
             weights.save(path, tensors, {**info, "steps": self.tuning.step, "loss": self.loss})
@@ -153,6 +170,18 @@ class Run:
             contact_sheet([self.previewer.decode_latent_to_preview(made[i : i + 1]) for i in range(len(made))]),
             None,
         )
+
+
+def on_device(conds: list[dict], device: torch.device) -> list[dict]:
+    """Conditions that the host has prepared, on the device; the host would send them there in each step, and wait."""
+
+    def moved(part):
+        if isinstance(getattr(part, "cond", None), torch.Tensor):
+            part = copy.copy(part)
+            part.cond = sent(part.cond, device)
+        return part
+
+    return [{**cond, "model_conds": {k: moved(part) for k, part in cond["model_conds"].items()}} for cond in conds]
 
 
 @contextlib.contextmanager

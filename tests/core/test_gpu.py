@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from tests.core.test_train import RECIPE, recipe
-from vidcore.systems.tune_a_video import Tuning
+from vidcore.systems.harivo import ClipLosses
+from vidcore.systems.tune_a_video import Tuning, read_loss
 from vidcore.systems.vdm import UNet3D, VDMConfig
 from vidcore.train.loop import train
 
@@ -57,5 +60,28 @@ def test_tuning_on_the_gpu_follows_the_cpu():
     for device in ("cpu", "cuda"):
         layers = start_tuning()[0].layers.to(device)
         tuning, net = Tuning(layers, 3e-3, 3), Inflated(layers).to(device)
-        losses[device] = [tuning.advance(net, "v", CLIP.to(device), 0.1, LEVELS) for _ in range(10)]
+        losses[device] = [float(tuning.advance(net, "v", CLIP.to(device), 0.1, LEVELS)) for _ in range(10)]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.02)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_step_of_tuning_does_not_wait_for_the_gpu(half):
+    """With HARIVO's losses in it, and latents that lie in the computer's memory."""
+    from tests.core.test_tune_a_video import CLIP, LEVELS, start_tuning
+
+    tuning, net = start_tuning(device="cuda", half=half)
+    losses, own = ClipLosses(8, 0.5, 0.0, queue=4).cuda(), torch.full((1,), 1, device="cuda")
+    draw = torch.Generator().manual_seed(0)
+
+    def denoise(z, i):
+        watched.features = z.mean((-2, -1))
+        return net(z)
+
+    watched = SimpleNamespace(features=None)
+    for mode in ("default", "error"):  # the first step makes what later ones use
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            loss = tuning.advance(denoise, "v", CLIP, 0.1, LEVELS, lambda: losses(watched, 4, draw, clips=own))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    read_loss(loss, tuning.step)

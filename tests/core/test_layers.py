@@ -44,9 +44,10 @@ def test_a_batch_above_the_limit_is_split_without_a_trace(monkeypatch):
     torch.testing.assert_close(attention(q, k, v, 2, bias), whole)
 
 
+@pytest.mark.parametrize("clips", [1, 2, 5])
 @pytest.mark.parametrize("frames", [3, 4, 5], ids=["fewer than a head is wide", "as many", "more"])
-def test_attention_over_frames_is_attention_at_each_place(frames):
-    clips, places, heads = 2, 5, 2
+def test_attention_over_frames_is_attention_at_each_place(frames, clips):
+    places, heads = 5, 2
     q, k, v = (torch.randn(clips * frames, places, 8, dtype=torch.float64) for _ in range(3))
     out = attention_over_frames(q, k, v, frames, heads)
     for clip in range(clips):

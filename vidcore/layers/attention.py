@@ -14,6 +14,9 @@ from .norm import group_norm
 # CUDA kernels index the batch by a 16-bit grid axis, so a larger one is split.
 MAX_BATCH = 65535
 
+# Of which each takes operations of its own; guidance makes two of one clip.
+FEW_CLIPS = 4
+
 
 def head_count(channels: int, head_width: int) -> int:
     """Heads of ``head_width`` channels each, at least one.
@@ -44,16 +47,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None =
     if q.device.type == "cpu" and kind == torch.bfloat16:  # the CPU kernel's backward is several times slower in bfloat16
         q, k, v = q.float(), k.float(), v.float()
     with torch.autocast("cpu", enabled=False):
-        parts = [
-            F.scaled_dot_product_attention(
-                q[i : i + MAX_BATCH],
-                k[i : i + MAX_BATCH],
-                v[i : i + MAX_BATCH],
-                attn_mask=None if bias is None else bias[i : i + MAX_BATCH].to(q.dtype),
-            )
-            for i in range(0, q.shape[0], MAX_BATCH)
-        ]
-    out = parts[0] if len(parts) == 1 else torch.cat(parts)
+        # Where there is one part it is no slice, on whose way back PyTorch would copy everything.
+        parts = [[x] if len(x) <= MAX_BATCH else x.split(MAX_BATCH) for x in (q, k, v)]
+        masks = [None] * len(parts[0]) if bias is None else bias.to(q.dtype).split(MAX_BATCH)
+        made = [F.scaled_dot_product_attention(*each, attn_mask=mask) for *each, mask in zip(*parts, masks, strict=True)]
+    out = made[0] if len(made) == 1 else torch.cat(made)
     return rearrange(out, "n h l d -> n l (h d)").to(kind)
 
 
@@ -61,7 +59,8 @@ def attention_over_frames(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: i
     """Softmax attention in which each place's tokens see one another across the frames of their clip.
 
     Kernels for long sequences spend most of their time on tiles that a short clip does not fill. While the weights are no
-    more numbers than the queries they are written out.
+    more numbers than the queries they are written out, for a few clips one by one: there are views then of what is
+    multiplied, where all of them at once would be copied first.
 
     Args:
         q, k, v: (B frames) L (heads d), the frames of a clip one after another.
@@ -71,13 +70,16 @@ def attention_over_frames(q: Tensor, k: Tensor, v: Tensor, frames: int, heads: i
     Returns:
         (B frames) L (heads d).
     """
-    places, width = q.shape[1], q.shape[2] // heads
+    clips, places, width = len(q) // frames, q.shape[1], q.shape[2] // heads
     if frames > width:
         q, k, v = (rearrange(x, "(b t) l c -> (b l) t c", t=frames) for x in (q, k, v))
         return rearrange(attention(q, k, v, heads), "(b l) t c -> (b t) l c", l=places)
-    q, k, v = (rearrange(x, "(b t) l (h d) -> (b l h) t d", t=frames, h=heads) for x in (q, k, v))
-    weight = (q @ k.transpose(1, 2) * width**-0.5).softmax(dim=-1)
-    return rearrange(weight @ v, "(b l h) t d -> (b t) l (h d)", l=places, h=heads)
+    parts, made = [x.chunk(clips) if 1 < clips <= FEW_CLIPS else [x] for x in (q, k, v)], []
+    for part in zip(*parts, strict=True):
+        q, k, v = (rearrange(x, "(b t) l (h d) -> (b l h) t d", t=frames, h=heads) for x in part)
+        weight = (q @ k.transpose(1, 2) * width**-0.5).softmax(dim=-1)
+        made.append(rearrange(weight @ v, "(b l h) t d -> (b t) l h d", l=places, h=heads))
+    return (made[0] if len(made) == 1 else torch.cat(made)).flatten(2)
 
 
 class SpatialAttention(nn.Module):

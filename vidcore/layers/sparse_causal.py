@@ -33,32 +33,28 @@ def sparse_causal(q: Tensor, k: Tensor, v: Tensor, frames: int, attend: Attend) 
     q, k, v = (x.unflatten(0, (-1, frames)) for x in (q, k, v))  # B T L C
     if frames < 3:
         return _attend(attend, q, *(x[:, :1].expand(-1, frames, -1, -1) for x in (k, v))).flatten(0, 1)
-    early, late = q.split([2, frames - 2], dim=1)
-    parts = [
-        _attend(attend, early, *(x[:, :1].expand(-1, 2, -1, -1) for x in (k, v))),
-        _attend(attend, late, *(_FirstAndBefore.apply(x) for x in (k, v))),
-    ]
-    return torch.cat(parts, dim=1).flatten(0, 1)
+    seen = zip(q.split([2, frames - 2], dim=1), _Seen.apply(k), _Seen.apply(v))  # of frames 1 and 2, and of later ones
+    return torch.cat([_attend(attend, *parts) for parts in seen], dim=1).flatten(0, 1)
 
 
-class _FirstAndBefore(torch.autograd.Function):
-    """Tokens of the first frame and of the frame before, for the third frame and later: B T L C -> B (T - 2) 2L C.
+class _Seen(torch.autograd.Function):
+    """Of tokens B T L C those that each frame sees: frames 1 and 2 the first's, B 2 L C, later ones two, B (T - 2) 2L C.
 
     The same as joining slices. On the way back PyTorch would fill a whole clip with zeros for each slice and add those.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        seen = x.new_empty(x.shape[0], x.shape[1] - 2, 2, *x.shape[2:])
-        seen[:, :, 0] = x[:, :1]
-        seen[:, :, 1] = x[:, 1:-1]
-        return seen.flatten(2, 3)
+    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+        late = x.new_empty(x.shape[0], x.shape[1] - 2, 2, *x.shape[2:])
+        late[:, :, 0] = x[:, :1]
+        late[:, :, 1] = x[:, 1:-1]
+        return x[:, :1].repeat(1, 2, 1, 1), late.flatten(2, 3)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        first, before = gradient.unflatten(2, (2, -1)).unbind(2)
-        out = gradient.new_empty(first.shape[0], first.shape[1] + 2, *first.shape[2:])
-        out[:, 0] = first.sum(1)
+    def backward(ctx, early: Tensor, late: Tensor) -> Tensor:
+        first, before = late.unflatten(2, (2, -1)).unbind(2)
+        out = late.new_empty(first.shape[0], first.shape[1] + 2, *first.shape[2:])
+        out[:, 0] = first.sum(1) + early.sum(1)
         out[:, 1:-1] = before
         out[:, -1] = 0
         return out

@@ -1,4 +1,7 @@
-"""What the host's image models tell the layers beside them, where a batch of pictures is a clip."""
+"""What the host's image models tell the layers beside them, where a batch of pictures is a clip, and what they are told."""
+
+import torch
+from torch import Tensor
 
 FRAMES = "vidcore_frames"  # among the host's transformer_options: frames of the clip that is sampled
 
@@ -17,3 +20,19 @@ def frames_per_clip(batch: int, transformer_options: dict) -> int:
     frames = batch // len(transformer_options.get("cond_or_uncond", [0]))
     whole = transformer_options.get(FRAMES, frames)
     return frames if frames % whole else whole
+
+
+class InOrder(torch.autograd.Function):
+    """x itself, whose gradient goes on with its numbers in the order of x's.
+
+    The gradient of a transformer block's tokens comes from a convolution, in the order of pictures. Every sum of gradients
+    in the block would be in that order, and read its other part across memory; every linear layer would copy it.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient.contiguous()

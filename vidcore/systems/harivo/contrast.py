@@ -29,11 +29,10 @@ def decoupled_contrastive(first: Tensor, second: Tensor, negatives: Tensor, temp
     first, second, negatives = (F.normalize(z.float(), dim=-1) for z in (first, second, negatives))
     positive = (first * second).sum(dim=-1)
     others = torch.einsum("bd,bnd->bn", first, negatives) / temperature
-    others = others.masked_fill(~present, float("-inf"))
-    have = present.any(dim=1)
-    if not have.any():
-        return (first.sum() + second.sum()) * 0
-    return (others[have].logsumexp(dim=1) - positive[have] / temperature).mean()
+    have = present.any(dim=1)  # chosen by arithmetic: asking which they are would wait for a GPU
+    others = others.masked_fill(~present & have[:, None], float("-inf"))
+    each = others.logsumexp(dim=1) - positive / temperature
+    return torch.where(have, each, 0).sum() / have.sum().clamp(min=1)
 
 
 class FeatureQueue(nn.Module):

@@ -34,14 +34,14 @@ class ClipLosses(nn.Module):
             clips: the number of each clip, from 0, where clips come again: none is held against itself. By default all that
                 is in the queue is of others.
         """
-        pair = torch.randperm(frames, generator=generator)[:2]
-        first, second = watched.features.unflatten(0, (-1, frames + images))[:, pair].unbind(1)
+        features = watched.features.unflatten(0, (-1, frames + images))
+        first, second = (features[:, i] for i in torch.randperm(frames, generator=generator)[:2].tolist())
         total = first.sum() * 0
-        own = torch.full((len(first),), -2) if clips is None else clips  # -2 is nobody's number
+        own = torch.full((len(first),), -2, device=first.device) if clips is None else clips  # -2 is nobody's number
         if self.contrast:
             others = self.head(self.queue.negatives(own))
             total = total + self.contrast * decoupled_contrastive(self.head(first), self.head(second), others)
         if self.attention:
             total = total + self.attention * watched.regularised(frames, images)
-        self.queue.push(first, own.clamp(min=0).to(first.device))
+        self.queue.push(first, own.clamp(min=0))
         return total

@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..wire import frames_per_clip
+from ..wire import InOrder, frames_per_clip
 from .net import MotionModule
 from .regularise import attention_map, temporal_regularised
 
@@ -64,7 +64,7 @@ class WithMotion:
         if not self.strength:
             return x
         frames, size = frames_per_clip(len(x), transformer_options), tuple(transformer_options["activations_shape"][-2:])
-        return self.layer(x, frames, size, transformer_options.get(self.key), self.strength)
+        return InOrder.apply(self.layer(x, frames, size, transformer_options.get(self.key), self.strength))
 
 
 class Watched:

@@ -5,9 +5,9 @@ from .config import Block, TuneConfig
 from .edit import edit
 from .loss import tune_loss
 from .net import TunedBlock, TunedLayers, added_query
-from .tune import Tuning
+from .tune import Tuning, read_loss, sent
 
 __all__ = [
     "SYSTEM", "Block", "TuneConfig", "TunedBlock", "TunedLayers", "Tuning", "added_query", "edit", "from_info", "load_tuned",
-    "to_info", "tune_loss",
+    "read_loss", "sent", "to_info", "tune_loss",
 ]  # fmt: skip

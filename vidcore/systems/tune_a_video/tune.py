@@ -15,6 +15,25 @@ from .loss import tune_loss
 from .net import TunedLayers
 
 
+def read_loss(loss: Tensor, step: int) -> float:
+    """The loss of a step as a number, which waits for a GPU.
+
+    Raises:
+        FloatingPointError: if it is none; what was trained is lost then.
+    """
+    value = float(loss)
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the loss is {value} at step {step}; please lower the learning rate")
+    return value
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """``x`` on a device. A GPU that is at work is not waited for, which takes memory that is pinned."""
+    if x.device.type == "cpu" and device.type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
 class Tuning:
     """One tuning run: what trains, its optimiser, and how far it is.
 
@@ -49,8 +68,10 @@ class Tuning:
         deviation: Tensor | float,
         levels: list[Level],
         more: Callable[[], Tensor] | None = None,
-    ) -> float:
+    ) -> Tensor:
         """One step; all its randomness is a function of (seed, step), drawn on the CPU.
+
+        A GPU is not waited for: whoever reads the loss with `read_loss` does, best when it has the next step to do.
 
         Args:
             denoise: (z, i) -> x-hat at ``levels[i]``, differentiable, with the layers at work.
@@ -60,14 +81,15 @@ class Tuning:
             more: called once ``denoise`` has run; what it returns is added to the loss.
 
         Returns:
-            The loss.
+            The loss, a scalar on the device of the layers.
 
         Raises:
             ValueError: if nothing that trains is in the loss.
-            FloatingPointError: if the loss is not finite; the layers are as the step before left them.
         """
         i, *noises = self._draw(self.step, mean.shape, len(levels))
-        posterior, noise = (x.to(mean) for x in noises)
+        device = next(self.layers.parameters()).device
+        mean, posterior, noise = (sent(x, device) for x in (mean, *noises))
+        deviation = sent(deviation, device) if isinstance(deviation, Tensor) else deviation
         loss = tune_loss(lambda z: denoise(z, i), prediction, mean + deviation * posterior, noise, levels[i])
         if more is not None:
             loss = loss + more()
@@ -78,16 +100,13 @@ class Tuning:
             )
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
-        self._draw(self.step + 1, mean.shape, len(levels))  # while a GPU is at work; reading the loss waits for it
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {self.step + 1}; please lower the learning rate")
         self.scaler.unscale_(self.optimiser)
         nn.utils.clip_grad_norm_(self.layers.parameters(), 1.0)
         self.scaler.step(self.optimiser)  # left out where float16 overflowed; the scale is then lowered
         self.scaler.update()
         self.step += 1
-        return value
+        self._draw(self.step, mean.shape, len(levels))  # while a GPU is at work
+        return loss.detach()
 
     def _draw(self, step: int, shape: torch.Size, levels: int) -> tuple[int, Tensor, Tensor]:
         """The level of a step, and noise for its latents and its input, on the CPU."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..wire import frames_per_clip
+from ..wire import InOrder, frames_per_clip
 
 
 @dataclass(frozen=True)
@@ -22,4 +22,4 @@ class WithTemporal:
 
     def __call__(self, x, context=None, transformer_options={}):
         x = self.block(x, context=context, transformer_options=transformer_options)
-        return self.temporal(x, frames_per_clip(len(x), transformer_options), self.strength)
+        return InOrder.apply(self.temporal(x, frames_per_clip(len(x), transformer_options), self.strength))
