@@ -9,13 +9,16 @@ import uuid
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from launch.prompt import run_prompt
 from launch.server import Server
 from launch.setup import Host
 
 ROOT = Path(__file__).resolve().parents[1]
+LORA_LAYERS = ("attn1.to_q", "attn1.to_v", "attn2.to_q", "attn2.to_k", "spatial.qkv", "temporal.qkv")
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +122,31 @@ def model_file(server):
         return path.name
 
     yield put
+    for path in made:
+        path.unlink()
+
+
+@pytest.fixture
+def lora():
+    """Puts a random LoRA for the attention of a shipped model into a server's folder, and gives its name."""
+    made = []
+
+    def lora(server, model: str) -> str:
+        generator, tensors = torch.Generator().manual_seed(0), {}
+        with safe_open(ROOT / "models" / model, "pt") as file:
+            for name in (key.removesuffix(".weight") for key in file.keys()):
+                if name.endswith(LORA_LAYERS):
+                    out, into = file.get_slice(f"{name}.weight").get_shape()
+                    name = f"diffusion_model.{name.removeprefix('net.')}"
+                    tensors[f"{name}.lora_down.weight"] = torch.randn(4, into, generator=generator) * into**-0.5
+                    tensors[f"{name}.lora_up.weight"] = torch.randn(out, 4, generator=generator) * 0.1
+        made.append(server.base / "models" / "loras" / f"hooked-{model}")
+        made[-1].parent.mkdir(exist_ok=True)
+        save_file(tensors, made[-1])
+        server.get("/object_info/CreateHookLora")  # the host lists folders anew
+        return made[-1].name
+
+    yield lora
     for path in made:
         path.unlink()
 

@@ -7,7 +7,10 @@ weights come and go here as the host pages them on NVIDIA's GPUs, see `paging.pa
 import pytest
 import torch
 
+from launch.prompt import run_prompt
+
 from .prompts import keep_latent, loaded, node, sampled
+from .test_hooks import IMAGE, prompts
 
 CLIP = {
     "flat": node("EmptyImage", width=32, height=32, batch_size=4, color=0x3080C0),
@@ -128,3 +131,28 @@ def test_nodes_make_the_same_on_another_device(latents, other, prompt, emptied):
     assert here.keys() == there.keys() and here
     for number, latent in here.items():
         torch.testing.assert_close(there[number], latent, atol=2e-3, rtol=2e-3, msg=lambda text: f"node {number}: {text}")
+
+
+@pytest.mark.parametrize("other", ["paged"], indirect=True)
+@pytest.mark.parametrize("way", ["tuned with it", "motion module"])
+def test_a_lora_on_the_prompts_of_a_model_whose_weights_come_and_go(server, other, latents, lora, emptied, way):
+    """The host makes a copy of the model for it; what stands around parts of the network is there as well."""
+    emptied("tuned_video")
+    for on in (server, other):
+        name = lora(on, IMAGE)
+    _, on_prompts, on_model = prompts(way, name)
+    torch.testing.assert_close(latents(on_prompts, on=other)["k"], latents(on_model)["k"], atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("other", ["paged"], indirect=True)
+def test_guided_models_share_one_copy_of_weights_that_stay(other):
+    guide = dict(kind="low_resolution", image=["small", 0], vae=["1", 2])
+    prompt = CLIP | loaded(model="shapes-image.safetensors") | {
+        "11": node("ReconstructionGuide", model=["1", 0], weight=0.5, **guide),
+        "12": node("LoadMotionModule", model=["1", 0], motion_name="shapes-harivo.safetensors"),
+        "13": node("ReconstructionGuide", model=["12", 0], weight=1.0, **guide),
+        "14": node("ShareWeights", first=["11", 0], second=["13", 0]),
+        "15": node("ShareWeights", first=["11", 0], second=["12", 0]),
+    }  # fmt: skip
+    found = run_prompt(other, prompt)["outputs"]
+    assert found["14"]["text"] == ["True"] and found["15"]["text"] == ["False"]

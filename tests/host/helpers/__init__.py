@@ -43,6 +43,19 @@ class HashWeights:
         return {"ui": {"text": [found.hexdigest()]}}
 
 
+class ShareWeights:
+    """Whether two MODELs have the same weights, in the same memory."""
+
+    CATEGORY, RETURN_TYPES, FUNCTION, OUTPUT_NODE = "tests", (), "tell", True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"first": ("MODEL",), "second": ("MODEL",)}}
+
+    def tell(self, first, second):
+        return {"ui": {"text": [str(first.model is second.model)]}}
+
+
 class ChangeSkips:
     """A tenth more of each skip connection of a U-Net, written over it, as a ControlNet is added, or beside it.
 
@@ -213,6 +226,6 @@ class SplitOverTwo:
 
 NODES = (
     RandomConditioning, HashWeights, ChangeSkips, NoAttention, CutOffAttention, Tiles, CompileModel, CompiledGraphs,
-    SplitOverTwo,
+    ShareWeights, SplitOverTwo,
 )  # fmt: skip
 NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in NODES}
