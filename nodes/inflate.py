@@ -64,11 +64,17 @@ def fingerprint(model, blocks: tuple[Block, ...]) -> torch.Tensor:
     return torch.cat(samples)
 
 
-def layers_patcher(layers: torch.nn.Module) -> comfy.model_patcher.ModelPatcher:
-    """Layers as something that the host places, beside the model."""
-    patcher = comfy.model_patcher.ModelPatcher(
-        layers, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-    )
+class WholePatcher(comfy.model_patcher.ModelPatcher):
+    """What is on the device as a whole, where the host would leave a part of it behind for want of memory."""
+
+    def load(self, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
+        super().load(device_to, lowvram_model_memory, force_patch_weights, full_load=True)
+
+
+def layers_patcher(layers: torch.nn.Module, training: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """Layers as something that the host places, beside the model; while they are trained, as a whole."""
+    kind = WholePatcher if training else comfy.model_patcher.ModelPatcher
+    patcher = kind(layers, comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device())
     patcher.cached_patcher_init = (lambda: layers_patcher(copy.deepcopy(layers)), ())  # for another device
     return patcher
 

@@ -7,7 +7,8 @@ it, whose gradient this takes.
 Others stand aside while gradients are taken. SageAttention's results are cut off from what it was given, so that PyTorch
 takes the gradient of the rest of the network without a word; FlashAttention has a way back that the host's operator around
 it hides; comfy_kitchen's attention in 8 bits has none; products in 8 bits fail, and the host falls back with a line in the
-log for each layer.
+log for each layer. Where neither memory nor PyTorch's attention is at hand, the host takes a few keys at a time, and writes
+over what it computes.
 
 Nor does what the host calls its compiler fit (since 0.35): it gives the memory of a network's block to the next one, and
 replays blocks as CUDA graphs, while the way back needs what all of them have left.
@@ -18,6 +19,7 @@ import functools
 from collections.abc import Callable
 
 import comfy.ldm.modules.attention as attention
+import comfy.ldm.modules.sub_quadratic_attention as sub_quadratic
 import comfy.model_prefetch
 import comfy.ops
 import torch
@@ -49,6 +51,11 @@ def _flash(q, k, v, dropout_p=0.0, causal=False, softmax_scale=-1.0) -> Tensor:
     return attention.flash_attn_func(q, k, v, dropout_p=dropout_p, causal=causal, softmax_scale=scale)
 
 
+def _all_keys(query, key_t, value, **how) -> Tensor:
+    """The host's `efficient_dot_product_attention` with all keys at a time, still for a few queries."""
+    return sub_quadratic.efficient_dot_product_attention(query, key_t, value, **how | {"kv_chunk_size": key_t.shape[-1]})
+
+
 def _int8(q, k, v, *, scale=None, attn_mask=None) -> Tensor:
     """comfy_kitchen's `int8_attention`, by PyTorch; keys may have fewer heads than queries."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
@@ -76,6 +83,7 @@ STAND_INS = (
     (attention, "sageattn", _sage),
     (attention, "sageattn3_blackwell", _sage),
     (attention, "flash_attn_wrapper", _flash),
+    (attention, "efficient_dot_product_attention", _all_keys),
     (comfy_kitchen, "int8_attention", _int8),
     (comfy_kitchen, "prequantize_int8_attention", _packed),
     (comfy_kitchen, "int8_attention_from_prequantized", _unpacked),

@@ -7,6 +7,7 @@ import comfy.samplers
 import torch
 
 from ..vidcore.systems.harivo import ClipLosses, MotionModule
+from ..vidcore.systems.tune_a_video import sent
 from .tune_run import Run, on_device, watch
 
 QUEUE = 64  # features of other clips that a clip is held against
@@ -71,8 +72,8 @@ class MotionRun(Run):
         model.inner_model.current = number
         latents, deviations = (x[first : first + self.length] for x in (clip.mean, clip.deviation))
         zero = base.process_latent_in(torch.zeros_like(deviations))
-        latents = base.process_latent_in(latents).clone().to(mean.dtype)
-        deviations = (base.process_latent_in(deviations) - zero).clone().to(mean.dtype)
+        given = base.process_latent_in(latents).clone(), (base.process_latent_in(deviations) - zero).clone()
+        latents, deviations = (sent(x.to(mean.dtype), mean.device) for x in given)
 
         def more() -> torch.Tensor:
             return self.losses(watched, self.length, draw, clips=torch.full((1,), number, device=mean.device))

@@ -166,7 +166,7 @@ class TrainMotionModule(io.ComfyNode):
         with torch.inference_mode(False):
             width = model.get_model_object("diffusion_model").middle_block[-1].out_channels
             trained = Trained(module, width, contrast, attention_loss, seed)
-        patcher = layers_patcher(trained)
+        patcher = layers_patcher(trained, training=True)
         run = MotionRun(
             model, trained, clips, length, learning_rate, seed, steps, preview_every, memory_saver, cls.hidden.unique_id
         )

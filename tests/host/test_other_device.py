@@ -1,8 +1,10 @@
 """On a device whose memory is not the computer's, the nodes make what they make on the CPU; see `other_device.device`.
 
 It cannot say how fast a GPU is or how it rounds, but tensors that are on the wrong side meet here as they would there. And
-weights come and go here as the host pages them on NVIDIA's GPUs, see `paging.pages`.
+weights come and go here as the host pages them on NVIDIA's GPUs, see `paging.pages`, or find no place there, see `streams`.
 """
+
+import contextlib
 
 import pytest
 import torch
@@ -106,31 +108,41 @@ def layers_beside_an_image_model():
     return sampled(prompt, ["1", *map(str, range(10, 17))], steps=2)
 
 
+PACKS = {"paged": ["other_device", "paging"], "streams": ["other_device", "streams"]}
+SIGN = {"paged": "prepared for dynamic VRAM loading", "streams": "loaded partially; 0.00 MB usable, 0.00 MB loaded"}
+
+
 @pytest.fixture(scope="module")
-def other(serve, request):
-    """A server on the other device, with weights that come and go or with all of them there."""
+def start(serve):
+    """Gives a server of a kind on the other device; the one before it, if it is of another kind, ends."""
     if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
         pytest.skip("needs a PyTorch for which devices can be written in Python")
-    paged = request.param == "paged"
-    with serve(packs=["other_device", "paging"] if paged else ["other_device"]) as running:
-        assert running.get("/system_stats")["devices"][0]["type"] == "other"
-        yield running
-        assert ("prepared for dynamic VRAM loading" in running.log.read_text(encoding="utf-8")) == paged
+    with contextlib.ExitStack() as stack:
+        now = {}
+
+        def start(kind):
+            if kind not in now:
+                now.clear()
+                stack.close()
+                now[kind] = stack.enter_context(serve(packs=PACKS[kind]))
+            return now[kind]
+
+        yield start
 
 
-@pytest.mark.parametrize(
-    "other, prompt",
-    [("paged", kind) for kind in (a_video_model, snap_video, content_and_motion, layers_beside_an_image_model)]
-    + [("whole", layers_beside_an_image_model)],
-    indirect=["other"],
-)
-def test_nodes_make_the_same_on_another_device(latents, other, prompt, emptied):
-    for folder in ("tuned_video", "video_motion"):
-        emptied(folder)
-    here, there = latents(prompt()), latents(prompt(), on=other)
-    assert here.keys() == there.keys() and here
-    for number, latent in here.items():
-        torch.testing.assert_close(there[number], latent, atol=2e-3, rtol=2e-3, msg=lambda text: f"node {number}: {text}")
+@pytest.fixture
+def other(start, request):
+    """The other device, where weights come and go, or too few fit and come by two buffers when they are needed."""
+    running = start(request.param)
+    assert running.get("/system_stats")["devices"][0]["type"] == "other"
+    yield running
+    assert SIGN[request.param] in running.log.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def made():
+    """What each prompt made on the CPU."""
+    return {}
 
 
 @pytest.mark.parametrize("other", ["paged"], indirect=True)
@@ -147,7 +159,7 @@ def test_a_lora_on_the_prompts_of_a_model_whose_weights_come_and_go(server, othe
 @pytest.mark.parametrize("other", ["paged"], indirect=True)
 def test_guided_models_share_one_copy_of_weights_that_stay(other):
     guide = dict(kind="low_resolution", image=["small", 0], vae=["1", 2])
-    prompt = CLIP | loaded(model="shapes-image.safetensors") | {
+    prompt = CLIP | loaded(model=IMAGE) | {
         "11": node("ReconstructionGuide", model=["1", 0], weight=0.5, **guide),
         "12": node("LoadMotionModule", model=["1", 0], motion_name="shapes-harivo.safetensors"),
         "13": node("ReconstructionGuide", model=["12", 0], weight=1.0, **guide),
@@ -156,3 +168,16 @@ def test_guided_models_share_one_copy_of_weights_that_stay(other):
     }  # fmt: skip
     found = run_prompt(other, prompt)["outputs"]
     assert found["14"]["text"] == ["True"] and found["15"]["text"] == ["False"]
+
+
+@pytest.mark.parametrize("prompt", [a_video_model, snap_video, content_and_motion, layers_beside_an_image_model])
+@pytest.mark.parametrize("other", PACKS, indirect=True)
+def test_nodes_make_the_same_on_another_device(latents, other, made, prompt, emptied):
+    for folder in ("tuned_video", "video_motion"):
+        emptied(folder)
+    if prompt not in made:
+        made[prompt] = latents(prompt())
+    here, there = made[prompt], latents(prompt(), on=other)
+    assert here.keys() == there.keys() and here
+    for number, latent in here.items():
+        torch.testing.assert_close(there[number], latent, atol=2e-3, rtol=2e-3, msg=lambda text: f"node {number}: {text}")

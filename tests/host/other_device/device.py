@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "other"
+MEMORY = 8 << 30
 aten = torch.ops.aten
 # These may be given tensors of both devices, as on a GPU.
 MEETING = {

@@ -6,19 +6,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import comfy.model_management as management  # noqa: E402
+import device  # noqa: E402
 import torch  # noqa: E402
 from device import DEVICE  # noqa: E402
 
-MEMORY = 8 << 30
-
 
 def told(function):
-    """The host's own answer for the CPU, and `MEMORY` for the other device, twice where two figures are asked for."""
+    """The host's own answer for the CPU, and `device.MEMORY` for the other device, twice where two figures are asked for."""
 
     def memory(dev=None, *more, **named):
         if dev is not None and dev.type == "cpu":
             return function(dev, *more, **named)
-        return (MEMORY, MEMORY) if any((*more, *named.values())) else MEMORY
+        return (device.MEMORY, device.MEMORY) if any((*more, *named.values())) else device.MEMORY
 
     return memory
 

@@ -81,15 +81,13 @@ class Tuning:
             more: called once ``denoise`` has run; what it returns is added to the loss.
 
         Returns:
-            The loss, a scalar on the device of the layers.
+            The loss, a scalar on the device of the clip.
 
         Raises:
             ValueError: if nothing that trains is in the loss.
         """
         i, *noises = self._draw(self.step, mean.shape, len(levels))
-        device = next(self.layers.parameters()).device
-        mean, posterior, noise = (sent(x, device) for x in (mean, *noises))
-        deviation = sent(deviation, device) if isinstance(deviation, Tensor) else deviation
+        posterior, noise = (sent(x, mean.device).to(mean.dtype) for x in noises)
         loss = tune_loss(lambda z: denoise(z, i), prediction, mean + deviation * posterior, noise, levels[i])
         if more is not None:
             loss = loss + more()
