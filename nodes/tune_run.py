@@ -106,23 +106,26 @@ class Run:
             while self.tuning.step < self.steps:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 with checkpointed(base.diffusion_model) if self.memory_saver else torch.enable_grad():
-                    loss = safeguards(step)
-                if self.unread is not None:  # a step late, so that a GPU has work while Python prepares more
-                    self.report(bar, self.tuning.step - 1)
-                self.unread, done = loss, self.tuning.step
+                    before, self.unread = self.unread, safeguards(step)
+                done = self.tuning.step
+                if before is not None:  # a step late, so that a GPU has work while Python prepares more
+                    self.report(bar, done - 1, before)
                 if self.preview_every and self.previewer and (done % self.preview_every == 0 or done == self.steps):
-                    self.report(bar, done, safeguards(partial(self.preview, model, mean, extra_args)))
+                    preview = safeguards(partial(self.preview, model, mean, extra_args))
+                    before, self.unread = self.unread, None
+                    self.report(bar, done, before, preview)
             if self.unread is not None:
-                self.report(bar, self.steps)
+                self.report(bar, self.steps, self.unread)
+                self.unread = None
         return x
 
     def prepare(self, guider, device: torch.device) -> None:
         """What is done once before the first step."""
         guider.conds = {name: on_device(conds, device) for name, conds in guider.conds.items()}
 
-    def report(self, bar, step: int, preview=None) -> None:
+    def report(self, bar, step: int, loss: torch.Tensor, preview=None) -> None:
         """Shows how far it is, with the loss of that step, for which the device is waited for."""
-        self.loss, self.unread = read_loss(self.unread, step), None
+        self.loss = read_loss(loss, step)
         bar.update_absolute(step, self.steps, preview)
         say(self.node, f"step {step} of {self.steps}, loss {self.loss:.4f}")
 
@@ -147,7 +150,7 @@ class Run:
             with_state: whether to write what is needed to go on.
         """
         if self.unread is not None:  # it was cancelled
-            self.loss, self.unread = read_loss(self.unread, self.tuning.step), None
+            self.loss = read_loss(self.unread, self.tuning.step)
         with torch.inference_mode(False):
             tensors = {f"{name}.{key}": value for key, value in layers.state_dict().items()} | {"base": base}
             weights.save(path, tensors, {**info, "steps": self.tuning.step, "loss": self.loss})
