@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..vidcore import weights
-from ..vidcore.systems.tune_a_video import from_info, load_tuned, to_info
+from ..vidcore.systems.tune_a_video import TunedLayers, from_info, load_tuned, to_info
 from ..vidcore.systems.tune_a_video.checkpoint import same_base
 from .folders import TUNED
 from .guide import network_alone
@@ -132,8 +132,14 @@ class TuneAVideo(io.ComfyNode):
                 torch.zeros(2), positive, [], mean, disable_pbar=True, seed=seed,
             )  # fmt: skip
         save(keep_state)
-        layers.requires_grad_(False)
-        return io.NodeOutput(inflate(model, layers_patcher(layers)), os.path.relpath(path, first_folder(TUNED)))
+        return io.NodeOutput(with_layers(model, layers), os.path.relpath(path, first_folder(TUNED)))
+
+
+def with_layers(model, layers: TunedLayers, strength: float = 1.0):
+    """A clone of a MODEL, inflated, with a copy of tuned layers: two patchers of one module would be a leak to the host."""
+    placed = new_layers(layers.config, 0)
+    weights.load_into(placed, layers.state_dict(), "tuned")
+    return inflate(model, layers_patcher(placed.requires_grad_(False)), strength)
 
 
 class LoadTunedVideo(io.ComfyNode):
@@ -189,6 +195,4 @@ class LoadTunedVideo(io.ComfyNode):
                 f"{tuned_name} was tuned on another {info.get('base', 'model')} than this one: their weights differ. "
                 "Please load the image model that it was tuned on, or allow other_base."
             )
-        placed = new_layers(config, 0)
-        weights.load_into(placed, layers.state_dict(), "tuned")
-        return io.NodeOutput(inflate(model, layers_patcher(placed.requires_grad_(False)), strength))
+        return io.NodeOutput(with_layers(model, layers, strength))
