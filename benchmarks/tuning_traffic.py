@@ -3,16 +3,18 @@
 Run it with the Python of the ComfyUI in the folder COMFYUI. The network is that of `tuning_step.py`, on PyTorch's meta
 device: nothing is computed, so it takes neither a GPU nor its memory. Every operation counts the bytes that it reads and
 writes; attention, whose kernels keep their weights to themselves, counts queries, keys, values, what comes out, and their
-gradients. What an operation copies within itself, as convolutions do to change layout, is not seen. "strided" are
-operations that read or write against the order in memory, but for matrix products, which do not mind.
+gradients. What an operation copies within itself, as convolutions do to change layout, is not seen. AdamW, one kernel on a
+GPU, counts by its operations. "strided" are operations that read or write against the order in memory, but for matrix
+products, which do not mind.
 """
 
 import argparse
-import json
 from collections import defaultdict
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from common import record
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -100,7 +102,8 @@ def main() -> None:
         found[task] = {"gigabytes": round(whole / 1e9, 1), "of them strided": round(strided / 1e9, 1)} | {
             name: round(size / 1e9, 2) for name, size in rows[: arguments.rows]
         }
-    print(json.dumps({"frames": arguments.frames, "side": arguments.side, "half": arguments.half, **found}, indent=1))
+    arguments.comfyui = Path(arguments.comfyui).name
+    print(record(arguments, ["torch"], found))
 
 
 if __name__ == "__main__":

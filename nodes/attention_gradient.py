@@ -35,17 +35,23 @@ def with_way_back(override: Callable) -> Callable:
         if not torch.is_grad_enabled() or not any(x.requires_grad for x in (q, k, v)):
             return override(attention, q, k, v, *args, **kwargs)
         shapes = (q.shape, k.shape, q.dtype, kwargs.get("mask") is None)
-        if shapes not in known:
-            if not v.any():  # as an empty prompt's may be: anything would make zeros of them
-                return attention(q, k, v, *args, **kwargs)
-            known[shapes] = _is_cut_off(override, attention, (q, k, v), args, kwargs)
-        return attention(q, k, v, *args, **kwargs) if known[shapes] else override(attention, q, k, v, *args, **kwargs)
+        needed = known.get(shapes)
+        if needed is None:
+            needed = _is_cut_off(override, attention, (q, k, v), args, kwargs)
+            if needed is not None:
+                known[shapes] = needed
+        return override(attention, q, k, v, *args, **kwargs) if needed is False else attention(q, k, v, *args, **kwargs)
 
     return attend
 
 
-def _is_cut_off(override: Callable, attention: Callable, tokens: tuple[Tensor, ...], args: tuple, kwargs: dict) -> bool:
-    """Whether ``override`` computes what ``attention`` does and no gradient comes back from it."""
+def _is_cut_off(
+    override: Callable, attention: Callable, tokens: tuple[Tensor, ...], args: tuple, kwargs: dict
+) -> bool | None:
+    """Whether ``override`` computes what ``attention`` does and no gradient comes back from it.
+
+    None where both are zero, as of an empty prompt's values, which tells nothing of others.
+    """
     leaves = [x.detach().requires_grad_() for x in tokens]
     # What these calls save is not for the memory saver, which counts what its blocks save.
     with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x), warnings.catch_warnings():
@@ -56,6 +62,8 @@ def _is_cut_off(override: Callable, attention: Callable, tokens: tuple[Tensor, .
                 return False
         with torch.no_grad():
             exact = attention(*leaves, *args, **kwargs).float()
+    if not made.any() and not exact.any():
+        return None
     if (made.detach().float() - exact).norm() <= ALIKE * exact.norm():
         return True
     _say_cut_off()

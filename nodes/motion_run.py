@@ -43,6 +43,7 @@ class ClipsGuider(comfy.samplers.CFGGuider):
         self.inner_set_conds({f"clip{i}": text for i, text in enumerate(texts)})
 
     def predict_noise(self, x, timestep, model_options={}, seed=None):
+        # One at a time: those of all clips might fill the device.
         text = on_device(self.conds[f"clip{self.current}"], x.device)
         return comfy.samplers.calc_cond_batch(self.inner_model, [text], x, timestep, model_options)[0]
 
@@ -59,9 +60,6 @@ class MotionRun(Run):
     def __init__(self, model, trained: Trained, clips, length, *rest):
         super().__init__(model, trained, torch.zeros(()), *rest)
         self.losses, self.clips, self.length = trained.losses, clips, length
-
-    def prepare(self, guider, device) -> None:
-        """Nothing: the texts of all clips might fill the device."""
 
     def advance(self, model, denoise, prediction, mean, deviation, levels) -> torch.Tensor:
         base, draw = model.inner_model.inner_model, torch.Generator()

@@ -100,7 +100,6 @@ class Run:
             deviation = (base.process_latent_in(self.deviation) - base.process_latent_in(zero)).clone().to(x)
             mean = x.clone()
             denoise, levels, _ = walker(model, mean, sampling.sigmas.clone().to(x), extra_args)
-            self.prepare(guider, x.device)
             safeguards = Safeguards(self.layers)
             step = partial(self.advance, model, denoise, prediction(sampling), mean, deviation, levels)
             while self.tuning.step < self.steps:
@@ -119,10 +118,6 @@ class Run:
                 self.unread = None
         return x
 
-    def prepare(self, guider, device: torch.device) -> None:
-        """What is done once before the first step."""
-        guider.conds = {name: on_device(conds, device) for name, conds in guider.conds.items()}
-
     def report(self, bar, step: int, loss: torch.Tensor, preview=None) -> None:
         """Shows how far it is, with the loss of that step, for which the device is waited for."""
         self.loss = read_loss(loss, step)
@@ -131,9 +126,11 @@ class Run:
 
     def advance(self, model, denoise, prediction, mean, deviation, levels) -> torch.Tensor:
         """One step, as `Tuning.advance`; ``model`` is what the host hands to samplers."""
+        guider = model.inner_model
+        guider.conds = {name: on_device(conds, mean.device) for name, conds in guider.conds.items()}
         if not self.attention_loss:
             return self.tuning.advance(denoise, prediction, mean, deviation, levels)
-        with watch(model.inner_model.inner_model.diffusion_model, True) as watched:
+        with watch(guider.inner_model.diffusion_model, True) as watched:
             return self.tuning.advance(
                 denoise, prediction, mean, deviation, levels, lambda: self.attention_loss * watched.regularised(len(mean))
             )

@@ -108,8 +108,10 @@ def layers_beside_an_image_model():
     return sampled(prompt, ["1", *map(str, range(10, 17))], steps=2)
 
 
-PACKS = {"paged": ["other_device", "paging"], "streams": ["other_device", "streams"]}
-SIGN = {"paged": "prepared for dynamic VRAM loading", "streams": "loaded partially; 0.00 MB usable, 0.00 MB loaded"}
+PACKS = {"paged": ["other_device", "paging"], "streams": ["other_device", "streams"], "whole": ["other_device"]}
+# In the log of a kind's server, and in no other's.
+SIGNS = {"paged": "prepared for dynamic VRAM loading", "streams": "loaded partially; 0.00 MB usable, 0.00 MB loaded"}
+NODES = (a_video_model, snap_video, content_and_motion, layers_beside_an_image_model)
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +134,12 @@ def start(serve):
 
 @pytest.fixture
 def other(start, request):
-    """The other device, where weights come and go, or too few fit and come by two buffers when they are needed."""
+    """The other device, where weights come and go, or none fits and they come by two buffers, or all of them are there."""
     running = start(request.param)
     assert running.get("/system_stats")["devices"][0]["type"] == "other"
     yield running
-    assert SIGN[request.param] in running.log.read_text(encoding="utf-8")
+    log = running.log.read_text(encoding="utf-8")
+    assert [kind for kind, sign in SIGNS.items() if sign in log] == [kind for kind in SIGNS if kind == request.param]
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +173,11 @@ def test_guided_models_share_one_copy_of_weights_that_stay(other):
     assert found["14"]["text"] == ["True"] and found["15"]["text"] == ["False"]
 
 
-@pytest.mark.parametrize("prompt", [a_video_model, snap_video, content_and_motion, layers_beside_an_image_model])
-@pytest.mark.parametrize("other", PACKS, indirect=True)
+@pytest.mark.parametrize(
+    "other, prompt",
+    [(kind, prompt) for kind in SIGNS for prompt in NODES] + [("whole", layers_beside_an_image_model)],
+    indirect=["other"],
+)
 def test_nodes_make_the_same_on_another_device(latents, other, made, prompt, emptied):
     for folder in ("tuned_video", "video_motion"):
         emptied(folder)

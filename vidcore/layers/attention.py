@@ -14,7 +14,7 @@ from .norm import group_norm
 # CUDA kernels index the batch by a 16-bit grid axis, so a larger one is split.
 MAX_BATCH = 65535
 
-# Of which each takes operations of its own; guidance makes two of one clip.
+# So many are attended to one by one, each by operations of its own; guidance makes two of one clip.
 FEW_CLIPS = 4
 
 

@@ -1,4 +1,4 @@
-"""What the host's image models tell the layers beside them, where a batch of pictures is a clip, and what they are told."""
+"""Between the host's image models and the layers beside them: which pictures are a clip, and the order of gradients."""
 
 import torch
 from torch import Tensor
